@@ -1,0 +1,83 @@
+"""Read files whose headers may lie, in memory proportional to the file itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from typing import IO
+
+from mnist_dist.errors import InputError
+
+# Deflate codes at most 258 bytes in 2 bits: no honest gzip or zip file holds more.
+MAX_DEFLATE_RATIO = 1032
+
+_CHUNK_BYTES = 1 << 18
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """Returns `path` for an error message: on one line whatever is in it."""
+    return repr(os.fspath(path))
+
+
+@contextlib.contextmanager
+def open_file(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], int]]:
+    """Opens a regular, non-empty file; yields it and its size in bytes.
+
+    Raises:
+      InputError: it is missing, unreadable, empty or not a regular file, or
+        reading it within the `with` block fails in the operating system.
+    """
+    try:
+        # Before opening: opening a named pipe would wait for a writer.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise InputError(f"{quoted(path)}: not a regular file")
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                raise InputError(f"{quoted(path)}: the file is empty")
+            yield file, size
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{quoted(path)}: cannot be read ({reason})") from error
+
+
+def read_payload(
+    stream: IO[bytes], *, num_bytes: int, max_bytes: int, name: str
+) -> bytearray:
+    """Reads the `num_bytes` that a header claims, and checks that nothing follows.
+
+    Args:
+      stream: positioned after the header.
+      num_bytes: what the header claims.
+      max_bytes: what the file can hold at most; a larger claim is refused unread.
+      name: names the file, and the part of it, in error messages.
+
+    Raises:
+      InputError: the stream holds fewer or more bytes.
+    """
+    if num_bytes > max_bytes:
+        raise InputError(
+            f"{name}: the header claims {num_bytes} bytes of data, but a file of "
+            f"this size holds at most {max_bytes}"
+        )
+    # Grown as the data comes: a claim alone allocates nothing.
+    data = bytearray()
+    while len(data) < num_bytes:
+        chunk = stream.read(min(_CHUNK_BYTES, num_bytes - len(data)))
+        if not chunk:
+            raise InputError(
+                f"{name}: too short: found {len(data)} bytes of data, the header "
+                f"claims {num_bytes}"
+            )
+        data += chunk
+    # Reading on to the end also makes gzip and zip verify their checksums.
+    if stream.read(1):
+        raise InputError(
+            f"{name}: trailing bytes after the {num_bytes} bytes of data that the "
+            "header claims"
+        )
+    return data

@@ -1,0 +1,138 @@
+"""Random numbers that depend on an example's place in the stream, nothing else.
+
+Augmentation and dropout draw, for the example at stream position p, from the
+blocks of one Philox sequence that belong to p. A replica's examples are
+consecutive positions, so its draws are one slice of that sequence: the same
+numbers whether the global batch lies on one replica or on eight, with or without
+XLA, before and after a restart.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_PHILOX = 1  # tf.random.Algorithm.PHILOX.value
+_WORDS_PER_BLOCK = 4  # a Philox counter value yields four 32-bit words
+
+
+def uniform_by_position(
+    first_position: tf.Tensor,
+    *,
+    num_examples: int,
+    values_per_example: int,
+    seed: int,
+    purpose: int,
+) -> tf.Tensor:
+    """Draws uniform numbers for the examples at consecutive stream positions.
+
+    Args:
+      first_position: int64 scalar, stream position of the first example.
+      num_examples: how many consecutive examples.
+      values_per_example: how many numbers each.
+      seed: the run's seed.
+      purpose: tells apart independent uses of the same seed.
+
+    Returns:
+      float32 [num_examples, values_per_example] in [0, 1).
+
+    Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011).
+    """
+    blocks = -(-values_per_example // _WORDS_PER_BLOCK)
+    key = np.random.SeedSequence([seed, purpose]).generate_state(1, np.uint64)
+    counter = tf.cast(first_position * blocks, tf.uint64)
+    words = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[num_examples, blocks * _WORDS_PER_BLOCK],
+        key=tf.constant(key),
+        counter=tf.stack([counter, tf.zeros_like(counter)]),
+        alg=_PHILOX,
+        dtype=tf.uint32,
+    )
+    # 24 bits fill a float32's mantissa. The conversion is ours because XLA's and
+    # the kernels' own ones give different floats for the same words.
+    bits = tf.bitwise.right_shift(words[:, :values_per_example], np.uint32(8))
+    return tf.cast(tf.bitcast(bits, tf.int32), tf.float32) * 2.0**-24
+
+
+_tracing = threading.local()  # Mirrored traces each replica in a thread of its own
+
+
+@contextlib.contextmanager
+def at_position(first_position: tf.Tensor) -> Iterator[None]:
+    """Tells the layers called inside which stream position their batch starts at."""
+    _tracing.first_position = first_position
+    try:
+        yield
+    finally:
+        del _tracing.first_position
+
+
+def make_layers_follow_stream(model: keras.Model, *, seed: int) -> None:
+    """Makes the model's random layers draw by stream position.
+
+    Keras gives every replica the same dropout mask. After this call, inside
+    `at_position`, `Dropout` and the spatial dropouts draw each example's mask from
+    its own position; other random layers get a seed of their own for each step and
+    replica (so these alone depend on the number of replicas).
+    """
+    for purpose, layer in enumerate(_random_layers(model), start=1):
+        if isinstance(layer, keras.layers.Dropout):
+            layer.call = _dropout_by_position(layer, seed=seed, purpose=purpose)
+        else:
+            layer.seed_generator.next = _seed_by_position(
+                layer.seed_generator, seed=seed, purpose=purpose
+            )
+
+
+def _random_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    return [
+        layer
+        for layer in model._flatten_layers()
+        if hasattr(layer, "seed_generator") or isinstance(layer, keras.layers.Dropout)
+    ]
+
+
+def _dropout_by_position(layer: keras.layers.Dropout, *, seed: int, purpose: int):
+    keras_call = layer.call
+
+    def call(inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        first_position = getattr(_tracing, "first_position", None)
+        if not training or layer.rate == 0 or first_position is None:
+            return keras_call(inputs, training=training)
+        shape = list(inputs.shape)
+        if isinstance(layer, keras.layers.Dropout) and layer.noise_shape is not None:
+            mask_shape = [n or d for n, d in zip(layer.noise_shape, shape, strict=True)]
+        elif hasattr(layer, "_get_noise_shape"):  # the spatial dropouts
+            mask_shape = [shape[0], *(int(n) for n in layer._get_noise_shape(shape)[1:])]
+        else:
+            mask_shape = shape
+        uniform = uniform_by_position(
+            first_position,
+            num_examples=shape[0],
+            values_per_example=int(np.prod(mask_shape[1:])),
+            seed=seed,
+            purpose=purpose,
+        )
+        keep = tf.reshape(uniform >= layer.rate, [shape[0], *mask_shape[1:]])
+        scale = tf.constant(1.0 / (1.0 - layer.rate), inputs.dtype)
+        return inputs * tf.where(keep, scale, tf.zeros([], inputs.dtype))
+
+    return call
+
+
+def _seed_by_position(
+    generator: keras.random.SeedGenerator, *, seed: int, purpose: int
+):
+    keras_next = generator.next
+
+    def next_seed(ordered: bool = True) -> tf.Tensor:
+        first_position = getattr(_tracing, "first_position", None)
+        if first_position is None:
+            return keras_next(ordered=ordered)
+        key = np.random.SeedSequence([seed, purpose]).generate_state(1, np.uint32)
+        return tf.stack([tf.constant(int(key[0]), tf.int64), first_position])
+
+    return next_seed

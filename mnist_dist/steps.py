@@ -1,0 +1,342 @@
+"""The work of a device: many training steps, or a whole evaluation, in one call.
+
+Every replica runs the same function on its columns of the batch. A step is one flat
+all-reduce of what the replicas add up; after it each applies the same update to its
+own copy of the variables, so they stay equal to the last bit.
+"""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from mnist_dist.augmentation import augment
+from mnist_dist.errors import InputError
+from mnist_dist.optimizers import Schedule, UpdateRule
+from mnist_dist.randomness import at_position, make_layers_follow_stream
+from mnist_dist.train_state import TrainState
+
+LOSS_SCALE_PERIOD = 2000  # finite steps after which the loss scale doubles
+
+TrainLoop = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], None]
+EvaluateLoop = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
+
+
+def create_train_loop(
+    strategy: tf.distribute.Strategy,
+    state: TrainState,
+    *,
+    update_rule: UpdateRule,
+    schedule: Schedule,
+    global_batch_size: int,
+    seed: int,
+    with_augmentation: bool = False,
+    label_smoothing: float = 0.0,
+    clip_global_norm: float = 0.0,
+    ema_decay: float = 0.0,
+    use_xla: bool = False,
+) -> TrainLoop:
+    """Builds the function that runs many training steps on the device.
+
+    Args:
+      strategy: the strategy in whose scope `state` was built.
+      state: the variables to train.
+      update_rule: how a variable changes.
+      schedule: the learning rate of a step.
+      global_batch_size: examples a step, over all replicas.
+      seed: of augmentation and dropout.
+      with_augmentation: whether images get a random affine change.
+      label_smoothing: weight of the uniform distribution in the targets.
+      clip_global_norm: largest norm of all gradients together; 0 is no limit.
+      ema_decay: of the moving average, when `state` keeps one.
+      use_xla: compile the whole loop (one replica) or the two halves of a step.
+
+    Returns:
+      `train_loop(images, labels, indices, num_steps)`: images uint8 [n, height,
+      width, channels] and labels int32 [n] on every replica, indices int32 [steps,
+      global_batch_size] into them, of which the first `num_steps` rows are taken.
+      It adds to `state.step` and `state.sums`.
+
+    Raises:
+      InputError: the global batch does not divide by the number of replicas.
+    """
+    num_replicas = strategy.num_replicas_in_sync
+    if global_batch_size % num_replicas:
+        raise InputError(
+            f"--global_batch_size: found {global_batch_size}, expected a multiple of "
+            f"the {num_replicas} replicas"
+        )
+    per_replica_batch = global_batch_size // num_replicas
+    make_layers_follow_stream(state.model, seed=seed)
+    # XLA cannot compile an all-reduce between logical devices, only what is around.
+    compile_loop = use_xla and num_replicas == 1
+    compile_half = (
+        tf.function(jit_compile=True) if use_xla and num_replicas > 1 else _as_it_is
+    )
+
+    @compile_half
+    def gradients_of(
+        parameters: list[tf.Tensor],
+        statistics: list[tf.Tensor],
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        first_position: tf.Tensor,
+        loss_scale: tf.Tensor,
+    ) -> list[tf.Tensor]:
+        """This replica's share of what a step adds up, as a list for `all_reduce`."""
+        images = normalize(images)
+        if with_augmentation:
+            images = augment(images, first_position, seed=seed)
+        variables = state.keras_parameters + state.keras_statistics
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(parameters)
+            mapping = zip(variables, parameters + statistics, strict=True)
+            with keras.StatelessScope(list(mapping)) as scope, at_position(first_position):
+                logits = tf.cast(state.model(images, training=True), tf.float32)
+                penalties = state.model.losses
+            losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            loss_sum = tf.reduce_sum(losses)
+            # Divided by the global batch and the replica count, so that the replicas'
+            # sum is the mean over the batch plus each penalty once.
+            loss = loss_sum / global_batch_size
+            loss += tf.add_n([tf.cast(p, tf.float32) for p in penalties] or [0.0]) / (
+                num_replicas
+            )
+            scaled_loss = loss * loss_scale
+        gradients = tape.gradient(
+            scaled_loss, parameters, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        moved = [scope.get_current_value(v) for v in state.keras_statistics]
+        means = [tf.cast(v, tf.float32) / num_replicas for v in moved]
+        return [*gradients, *means, loss_sum, count_correct(logits, labels)]
+
+    @compile_half
+    def updated(
+        parameters: list[tf.Tensor],
+        statistics: list[tf.Tensor],
+        slots: dict[str, list[tf.Tensor]],
+        ema: list[tf.Tensor],
+        reduced: list[tf.Tensor],
+        step: tf.Tensor,
+        loss_scale: tf.Tensor,
+    ):
+        """The new values of all variables, from the replicas' sums."""
+        gradients = [g / loss_scale for g in reduced[: len(parameters)]]
+        means = reduced[len(parameters) : -2]
+        norm = tf.linalg.global_norm(gradients)
+        is_finite = tf.math.is_finite(norm) & tf.math.is_finite(reduced[-2])
+        if clip_global_norm:
+            factor = clip_global_norm / tf.maximum(norm, clip_global_norm)
+            gradients = [g * factor for g in gradients]
+
+        def choose(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
+            return tf.where(is_finite, new, old)
+
+        learning_rate = schedule(step)
+        new_parameters = []
+        new_slots = {name: [] for name in slots}
+        for i, (value, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+            old_slots = [slots[name][i] for name in update_rule.slots]
+            value_next, slots_next = update_rule.apply(
+                value, gradient, old_slots, learning_rate, step
+            )
+            new_parameters.append(choose(value_next, value))
+            for name, new, old in zip(
+                update_rule.slots, slots_next, old_slots, strict=True
+            ):
+                new_slots[name].append(choose(new, old))
+        new_statistics = [
+            choose(tf.cast(mean, old.dtype), old)
+            for mean, old in zip(means, statistics, strict=True)
+        ]
+        # Short at first, so that the initial weights are soon forgotten (the
+        # `num_updates` rule of tf.train.ExponentialMovingAverage).
+        decay = tf.minimum(ema_decay, (1.0 + step) / (10.0 + step))
+        new_ema = [
+            old + choose((1.0 - decay) * (tf.cast(new, old.dtype) - old), 0.0 * old)
+            for old, new in zip(ema, new_parameters + new_statistics, strict=False)
+        ]
+        return new_parameters, new_statistics, new_slots, new_ema, is_finite
+
+    def replica_step(
+        images: tf.Tensor, labels: tf.Tensor, batch_indices: tf.Tensor
+    ) -> None:
+        replica = tf.distribute.get_replica_context()
+        replica_id = tf.cast(replica.replica_id_in_sync_group, tf.int32)
+        first = replica_id * per_replica_batch
+        mine = tf.slice(batch_indices, [first], [per_replica_batch])
+        done = tf.identity(state.step)
+        first_position = done * global_batch_size + tf.cast(first, tf.int64)
+        scale = tf.constant(1.0) if state.loss_scale is None else state.loss_scale[0]
+
+        parameters = [tf.identity(v) for v in state.parameters]
+        statistics = [tf.identity(v) for v in state.statistics]
+        shares = gradients_of(
+            parameters,
+            statistics,
+            tf.gather(images, mine),
+            tf.gather(labels, mine),
+            first_position,
+            scale,
+        )
+        reduced = all_reduce_sum(replica, shares)
+        *new_values, is_finite = updated(
+            parameters,
+            statistics,
+            {name: [tf.identity(v) for v in vs] for name, vs in state.slots.items()},
+            [tf.identity(v) for v in state.ema],
+            reduced,
+            tf.cast(done, tf.float32),
+            scale,
+        )
+        variables = [state.parameters, state.statistics, state.slots, state.ema]
+        for variable, value in zip(
+            tf.nest.flatten(variables), tf.nest.flatten(new_values), strict=True
+        ):
+            variable.assign(value)
+        state.step.assign_add(1)
+        _add_to_sums(state, reduced[-2], reduced[-1], is_finite, global_batch_size)
+        if state.loss_scale is not None:
+            state.loss_scale.assign(_next_loss_scale(state.loss_scale, is_finite))
+
+    @tf.function(jit_compile=compile_loop)
+    def train_loop(
+        images: tf.Tensor, labels: tf.Tensor, indices: tf.Tensor, num_steps: tf.Tensor
+    ) -> None:
+        for row in tf.range(num_steps):
+            strategy.run(replica_step, args=(images, labels, indices[row]))
+
+    return train_loop
+
+
+def create_evaluate_loop(
+    strategy: tf.distribute.Strategy, state: TrainState, *, use_xla: bool = False
+) -> EvaluateLoop:
+    """Builds the function that evaluates rows of a padded index matrix.
+
+    Returns:
+      `evaluate_loop(images, labels, indices)`: as for training, but indices int32
+      [batches, replicas, per-replica batch] where -1 is padding. Gives float64
+      sums of `loss`, `correct` and `examples` over every index that is not padding.
+    """
+    variables = state.keras_parameters + state.keras_statistics
+
+    def replica_evaluate(
+        images: tf.Tensor, labels: tf.Tensor, indices: tf.Tensor
+    ) -> tf.Tensor:
+        replica = tf.distribute.get_replica_context()
+        mine = indices[:, tf.cast(replica.replica_id_in_sync_group, tf.int32)]
+        weights = [tf.identity(v) for v in state.inference_weights()]
+        total = tf.zeros([3], tf.float64)
+        for row in tf.range(tf.shape(mine)[0]):
+            index = mine[row]
+            is_example = index >= 0
+            index = tf.maximum(index, 0)
+            mapping = zip(variables, weights, strict=True)
+            with keras.StatelessScope(list(mapping)):
+                logits = state.model(normalize(tf.gather(images, index)), training=False)
+            logits = tf.cast(logits, tf.float32)
+            label = tf.gather(labels, index)
+            is_correct = tf.argmax(logits, axis=1, output_type=tf.int32) == label
+            columns = [
+                tf.where(is_example, cross_entropy(logits, label), 0.0),
+                tf.cast(is_correct & is_example, tf.float32),
+                tf.cast(is_example, tf.float32),
+            ]
+            total += tf.cast(tf.reduce_sum(tf.stack(columns), axis=1), tf.float64)
+        return total
+
+    @tf.function(jit_compile=use_xla and strategy.num_replicas_in_sync == 1)
+    def evaluate_loop(
+        images: tf.Tensor, labels: tf.Tensor, indices: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        totals = strategy.run(replica_evaluate, args=(images, labels, indices))
+        totals = strategy.reduce(tf.distribute.ReduceOp.SUM, totals, axis=None)
+        return dict(zip(("loss", "correct", "examples"), tf.unstack(totals), strict=True))
+
+    return evaluate_loop
+
+
+def all_reduce_sum(
+    replica: tf.distribute.ReplicaContext, tensors: list[tf.Tensor]
+) -> list[tf.Tensor]:
+    """Adds float32 tensors up over the replicas, all of them in one all-reduce."""
+    if replica.num_replicas_in_sync == 1:
+        return tensors
+    flat = tf.concat([tf.reshape(t, [-1]) for t in tensors], axis=0)
+    flat = replica.all_reduce(tf.distribute.ReduceOp.SUM, flat)
+    parts = tf.split(flat, [t.shape.num_elements() for t in tensors])
+    return [tf.reshape(p, t.shape) for p, t in zip(parts, tensors, strict=True)]
+
+
+def normalize(images: tf.Tensor) -> tf.Tensor:
+    """Maps uint8 images to the float32 in [0, 1] that every model takes."""
+    return tf.cast(images, tf.float32) / 255.0
+
+
+def cross_entropy(
+    logits: tf.Tensor, labels: tf.Tensor, *, label_smoothing: float = 0.0
+) -> tf.Tensor:
+    """Softmax cross-entropy of each example.
+
+    Args:
+      logits: float32 [batch, num_classes].
+      labels: int32 [batch].
+      label_smoothing: weight of the uniform distribution in the targets.
+
+    Returns:
+      float32 [batch].
+
+    Source: Szegedy et al., "Rethinking the Inception Architecture" (2016).
+    """
+    if not label_smoothing:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    num_classes = logits.shape[1]
+    targets = tf.one_hot(labels, num_classes) * (1.0 - label_smoothing)
+    return tf.nn.softmax_cross_entropy_with_logits(
+        targets + label_smoothing / num_classes, logits
+    )
+
+
+def count_correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Returns how many logits are largest at their label, as a float32 scalar."""
+    is_correct = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
+    return tf.reduce_sum(tf.cast(is_correct, tf.float32))
+
+
+def has_convolutions(model: keras.Model) -> bool:
+    """Whether the model's graph convolves or pools, which XLA does slowly on a CPU."""
+    forward = tf.function(lambda images: model(images, training=False))
+    shape = (1, *model.input_shape[1:])
+    graph = forward.get_concrete_function(tf.TensorSpec(shape, tf.float32)).graph
+    return any("Conv" in op.type or "Pool" in op.type for op in graph.get_operations())
+
+
+def _as_it_is(function: Callable) -> Callable:
+    return function
+
+
+def _add_to_sums(
+    state: TrainState,
+    loss_sum: tf.Tensor,
+    correct: tf.Tensor,
+    is_finite: tf.Tensor,
+    global_batch_size: int,
+) -> None:
+    # A step that was skipped counts as skipped, and nowhere else.
+    counted = tf.cast(is_finite, tf.float64)
+    loss_sum = tf.where(is_finite, loss_sum, 0.0)
+    state.sums["loss"].assign_add(tf.cast(loss_sum, tf.float64))
+    state.sums["correct"].assign_add(tf.cast(correct, tf.float64) * counted)
+    state.sums["examples"].assign_add(global_batch_size * counted)
+    state.sums["nonfinite_steps"].assign_add(1.0 - counted)
+
+
+def _next_loss_scale(loss_scale: tf.Tensor, is_finite: tf.Tensor) -> tf.Tensor:
+    scale, good_steps = loss_scale[0], loss_scale[1] + 1.0
+    grown = good_steps >= LOSS_SCALE_PERIOD
+    after_good = tf.where(
+        grown, tf.stack([scale * 2.0, 0.0]), tf.stack([scale, good_steps])
+    )
+    after_bad = tf.stack([tf.maximum(scale / 2.0, 1.0), 0.0])
+    return tf.where(is_finite, after_good, after_bad)
