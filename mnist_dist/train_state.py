@@ -25,6 +25,7 @@ class TrainState:
       ema: moving average of `parameters` then `statistics`; empty when not kept.
       step: int64, updates done.
       sums: float64, what `SUMS` names, since the last training summary.
+      nonfinite_streak: int64, the latest steps in a row that were skipped.
       loss_scale: float32 [scale, finite steps since it changed]; None unless float16.
     """
 
@@ -52,11 +53,15 @@ class TrainState:
         self.ema = [_variable(tf.identity(v)) for v in weights] if with_ema else []
         self.step = _variable(tf.zeros([], tf.int64))
         self.sums = {name: _variable(tf.zeros([], tf.float64)) for name in SUMS}
+        self.nonfinite_streak = _variable(tf.zeros([], tf.int64))
         self.loss_scale = (
             _variable(tf.constant([2.0**15, 0.0])) if with_loss_scale else None
         )
 
-        self._named: dict[str, tf.Variable] = {"step": self.step}
+        self._named: dict[str, tf.Variable] = {
+            "step": self.step,
+            "nonfinite_streak": self.nonfinite_streak,
+        }
         keras_weights = self.keras_parameters + self.keras_statistics
         paths = [weight_path(model, v) for v in keras_weights]
         for path, variable in zip(paths, weights, strict=True):

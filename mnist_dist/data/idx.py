@@ -11,12 +11,12 @@ import math
 import os
 import struct
 import zlib
-from typing import IO
 
 import numpy as np
 
 from mnist_dist.data.reading import (
     MAX_DEFLATE_RATIO,
+    ByteStream,
     open_file,
     quoted,
     read_payload,
@@ -64,7 +64,7 @@ def load_idx(path: str | os.PathLike[str]) -> np.ndarray:
             raise InputError(f"{name}: damaged gzip data ({error})") from error
 
 
-def _read_array(stream: IO[bytes], *, max_bytes: int, name: str) -> np.ndarray:
+def _read_array(stream: ByteStream, *, max_bytes: int, name: str) -> np.ndarray:
     magic = stream.read(4)
     if len(magic) < 4:
         raise InputError(

@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Protocol
 
 from mnist_dist.errors import InputError
 
@@ -14,6 +14,13 @@ from mnist_dist.errors import InputError
 MAX_DEFLATE_RATIO = 1032
 
 _CHUNK_BYTES = 1 << 18
+
+
+class ByteStream(Protocol):
+    """What is read from: a plain file, or a member of a gzip or zip file."""
+
+    def read(self, size: int, /) -> bytes:
+        """Returns `size` bytes, or fewer at the end."""
 
 
 def quoted(path: str | os.PathLike[str]) -> str:
@@ -30,23 +37,31 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], int]]:
         reading it within the `with` block fails in the operating system.
     """
     try:
-        # Before opening: opening a named pipe would wait for a writer.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError(f"{quoted(path)}: not a regular file")
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # ValueError: NUL in the path
+        raise _cannot_read(path, error) from error
+    # Asked before opening: opening a named pipe would wait for a writer.
+    if not stat.S_ISREG(mode):
+        raise InputError(
+            f"{quoted(path)}: found a directory or device, expected a regular file"
+        )
+    try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
                 raise InputError(f"{quoted(path)}: the file is empty")
             yield file, size
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{quoted(path)}: cannot be read ({reason})") from error
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+
+
+def _cannot_read(path: str | os.PathLike[str], error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"{quoted(path)}: cannot be read ({reason})")
 
 
 def read_payload(
-    stream: IO[bytes], *, num_bytes: int, max_bytes: int, name: str
+    stream: ByteStream, *, num_bytes: int, max_bytes: int, name: str
 ) -> bytearray:
     """Reads the `num_bytes` that a header claims, and checks that nothing follows.
 

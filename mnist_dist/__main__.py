@@ -1,0 +1,32 @@
+"""`mnist-dist VERB ...`: runs the program of that name."""
+
+import runpy
+import sys
+
+from mnist_dist import __version__
+
+VERBS = {"train": "trains, evaluates, checkpoints, summarises and exports"}
+
+
+def main() -> None:
+    """Hands the command line to a verb's module."""
+    verb, *rest = sys.argv[1:] or ["--help"]
+    if verb == "--version":
+        print(f"mnist-dist {__version__}")
+    elif verb in ("--help", "-h", "help"):
+        print("usage: mnist-dist VERB [--FLAG=VALUE ...]   (VERB --help lists its flags)")
+        for name, text in VERBS.items():
+            print(f"  {name:<10}{text}")
+    elif verb in VERBS:
+        sys.argv = [f"mnist-dist {verb}", *rest]
+        runpy.run_module(f"mnist_dist.{verb}", run_name="__main__")
+    else:
+        print(
+            f"mnist-dist: error: found verb {verb!r}, expected {', '.join(VERBS)}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""A split on the devices: resident, or streamed in pieces in the same order."""
+
+import numpy as np
+import tensorflow as tf
+
+from mnist_dist.data import Split
+from mnist_dist.errors import InputError
+
+_SHARE = 0.5  # of a device's memory that a resident split may take
+
+
+class DeviceSplit:
+    """Images and labels as the device loops take them.
+
+    Resident: the whole split lies on every replica's device as uint8, and a call
+    sends indices alone. Streamed: a call sends the examples it needs, and indices
+    into those. The loops cannot tell the difference, nor can the results.
+    """
+
+    def __init__(
+        self, strategy: tf.distribute.Strategy, split: Split, *, is_resident: bool
+    ) -> None:
+        self.num_examples = len(split.labels)
+        self.bytes_per_example = split.images[0].nbytes
+        self.is_resident = is_resident
+        self._strategy = strategy
+        self._split = split
+        self._resident = (
+            (self._put(split.images), self._put(split.labels)) if is_resident else None
+        )
+
+    def feed(self, indices: np.ndarray) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns what a device loop takes for these examples.
+
+        Args:
+          indices: int32 of any shape; -1 is padding.
+
+        Returns:
+          images uint8 [n, height, width, channels], labels int32 [n] on every
+          replica, and int32 indices into them.
+        """
+        if self._resident is not None:
+            return *self._resident, tf.constant(indices)
+        flat = indices.reshape(-1)
+        places = np.where(indices < 0, -1, np.arange(flat.size).reshape(indices.shape))
+        return (
+            self._put(self._split.images[flat]),
+            self._put(self._split.labels[flat]),
+            tf.constant(places.astype(np.int32)),
+        )
+
+    def _put(self, array: np.ndarray) -> tf.Tensor:
+        return self._strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(array)
+        )
+
+
+def fits_on_device(
+    placement: str, *, num_bytes: int, strategy: tf.distribute.Strategy
+) -> bool:
+    """Decides whether a data set is kept on the device.
+
+    Args:
+      placement: `on`, `off`, or `auto`: on where it fits in half the memory.
+      num_bytes: of all its images and labels.
+      strategy: whose devices are meant.
+
+    Raises:
+      InputError: `on`, and it does not fit.
+    """
+    limit = _memory_limit(strategy)
+    fits = limit is None or num_bytes <= _SHARE * limit
+    if placement == "on" and not fits:
+        raise InputError(
+            f"--data_on_device=on: the data set has {num_bytes:,} bytes, expected at "
+            f"most half of the device's {limit:,}; off streams it"
+        )
+    return fits and placement != "off"
+
+
+def _memory_limit(strategy: tf.distribute.Strategy) -> int | None:
+    """Bytes of the smallest GPU; None on a CPU, where the data already lies."""
+    from tensorflow.python.client import device_lib  # no public way to the limit
+
+    names = {tf.DeviceSpec.from_string(d) for d in strategy.extended.worker_devices}
+    limits = [
+        device.memory_limit
+        for device in device_lib.list_local_devices()
+        if device.device_type == "GPU"
+        and any(
+            spec.device_type == "GPU"
+            and spec.device_index == tf.DeviceSpec.from_string(device.name).device_index
+            for spec in names
+        )
+    ]
+    return min(limits) if limits else None

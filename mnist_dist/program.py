@@ -1,0 +1,78 @@
+"""What every program does around its `main`: flags in, an exit code out."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+
+from absl import app, flags, logging
+
+from mnist_dist.errors import InputError
+
+EXIT_INPUT = 2  # wrong flags, configuration or data: never worth retrying
+EXIT_STOPPED = 143  # stopped after saving: run it again and it goes on
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Runs `main` on the parsed command line and exits with its code.
+
+    Wrong flags and every `InputError` become one line on standard error, exit 2.
+    """
+    # Before TensorFlow is imported, which reads them then.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+    logging.set_verbosity(logging.WARNING)
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        try:
+            if len(argv) > 1:
+                raise InputError(f"unexpected argument {argv[1]!r}: flags begin with --")
+            return main(argv)
+        except InputError as error:
+            _fail(error)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    app.run(guarded, flags_parser=_parse)
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Keeps what TensorFlow's C++ prints on import from standard error.
+
+    No setting silences what it says before its logging starts. If the import fails,
+    all that was said is shown.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(stderr, said.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        # absl knows --help only from its own parser of the command line.
+        return app.parse_flags_with_usage(argv) if _asks_help(argv) else flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(error)
+
+
+def _asks_help(argv: Sequence[str]) -> bool:
+    return any(arg.lstrip("-").startswith("help") for arg in argv[1:])
+
+
+def _fail(error: Exception) -> None:
+    name = os.path.basename(sys.argv[0]).removesuffix(".py")
+    print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(EXIT_INPUT)

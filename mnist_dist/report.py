@@ -1,0 +1,103 @@
+"""What a run says of itself, as text: at its start, at its end, in TensorBoard."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from mnist_dist.data import Dataset
+from mnist_dist.run_directory import checkpoint_dir
+from mnist_dist.train_state import TrainState, weight_path
+from mnist_dist.training import TrainingRun
+
+
+def describe_run(
+    *,
+    model_dir: str,
+    dataset: Dataset,
+    strategy: tf.distribute.Strategy,
+    state: TrainState,
+    global_batch_size: int,
+    total_steps: int,
+    steps_per_epoch: int,
+    use_xla: bool,
+    is_resident: bool,
+) -> str:
+    """Returns the plan of a run, a line for each thing that was decided."""
+    replicas = strategy.num_replicas_in_sync
+    devices = [
+        d.removeprefix("/job:localhost").removeprefix("/replica:0/task:0")
+        for d in strategy.extended.worker_devices
+    ]
+    lines = {
+        "devices": ", ".join(devices),
+        "strategy": f"{type(strategy).__name__}, {_count(replicas, 'replica')}, "
+        f"XLA {'on' if use_xla else 'off'}",
+        "data": f"{dataset.source}: {len(dataset.train.labels):,} training images "
+        f"{'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes, "
+        f"{'on the device' if is_resident else 'streamed'}",
+        "evaluation": f"{len(dataset.evaluation.labels):,} {dataset.evaluation.name} "
+        "images",
+        "batch": f"{global_batch_size} global, {global_batch_size // replicas} a replica",
+        "steps": f"{total_steps:,}, {steps_per_epoch:,} an epoch",
+        "model": f"{state.model.name}, {num_parameters(state):,} parameters",
+    }
+    for layer, count in _parameters_by_layer(state).items():
+        lines[f"  {layer}"] = f"{count:,}"
+    lines["model_dir"] = model_dir
+    width = max(map(len, lines)) + 2
+    return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
+
+
+def describe_stop(model_dir: str, step: int, signal_name: str) -> str:
+    """Returns the last words of a run that a signal stopped."""
+    return (
+        f"stopped by {signal_name} at step {step:,} and saved; the same command goes "
+        f"on from there (--model_dir={model_dir})"
+    )
+
+
+def describe_end(run: TrainingRun, split: str, export_path: str | None) -> str:
+    """Returns the result of a run, and where what it made lies."""
+    lines = []
+    accuracy = run.log.last_eval_accuracy()
+    if accuracy is not None:
+        lines.append(f"{split} accuracy  {accuracy:.2%}")
+    lines.append(f"checkpoint     {checkpoint_dir(run.model_dir)}/ckpt-{run.step}")
+    if export_path:
+        lines.append(f"SavedModel     {export_path}")
+    lines.append(f"watch it with  tensorboard --logdir {run.model_dir}")
+    return "\n".join(lines)
+
+
+def settings_table(values: Mapping[str, object]) -> str:
+    """Returns the flags as a Markdown table."""
+    rows = [f"| {name} | `{value}` |" for name, value in values.items()]
+    return "\n".join(["| flag | value |", "|---|---|", *rows])
+
+
+def model_table(state: TrainState) -> str:
+    """Returns the model's weights as a Markdown table."""
+    weights = state.keras_parameters + state.keras_statistics
+    rows = [
+        f"| {weight_path(state.model, v)} | {tuple(v.shape)} | {np.prod(v.shape):,.0f} |"
+        for v in weights
+    ]
+    return "\n".join(["| weight | shape | values |", "|---|---|---|", *rows])
+
+
+def num_parameters(state: TrainState) -> int:
+    """Returns how many numbers are trained."""
+    return sum(_parameters_by_layer(state).values())
+
+
+def _parameters_by_layer(state: TrainState) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for variable in state.keras_parameters:
+        layer = weight_path(state.model, variable).rpartition("/")[0]
+        counts[layer] = counts.get(layer, 0) + int(np.prod(variable.shape))
+    return counts
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

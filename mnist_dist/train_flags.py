@@ -1,0 +1,125 @@
+"""The flags of `train`, and what can be checked before TensorFlow is imported."""
+
+from absl import flags
+
+from mnist_dist.errors import InputError
+
+_string, _int, _float = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
+_bool, _enum = flags.DEFINE_bool, flags.DEFINE_enum
+
+# Where the run lies and what it reads.
+_string("model_dir", None, "Directory of the run: checkpoints, metrics, events.")
+_string("data_dir", None, "Data set as IDX or npz files. Default: the bundled MNIST.")
+_int("validation_examples", 0, "Last training examples to evaluate on; 0: test set.")
+_enum("data_on_device", "auto", ["auto", "on", "off"], "off: stream the data set.")
+
+# What is trained, and for how long.
+_string("model", "cnn", "mlp, cnn, or module:function returning a Keras model.")
+_int("global_batch_size", 128, "Examples a step, over all replicas.", lower_bound=1)
+_float("train_epochs", None, "Length in epochs. Default 4.", lower_bound=0)
+_int("train_steps", None, "Length in steps, instead of epochs.", lower_bound=1)
+_int("steps_per_loop", 0, "Most steps a call; 0: about half a second.", lower_bound=0)
+_int("seed", 1, "Of weights, example order, augmentation, dropout.", lower_bound=0)
+_bool("deterministic", False, "Use only deterministic kernels (slower on GPUs).")
+
+# How.
+_enum("optimizer", "adam", ["sgd", "adam", "adamw"], "Update rule.")
+_float("learning_rate", 2e-3, "Peak learning rate.", lower_bound=0)
+_enum("lr_schedule", "one_cycle", ["constant", "cosine", "one_cycle"], "Its course.")
+_int("warmup_steps", 0, "Steps of linear warm-up; of one_cycle's rise.", lower_bound=0)
+_float("weight_decay", 0.0, "Decoupled, for sgd and adamw.", lower_bound=0)
+_float("momentum", 0.9, "Of sgd.", lower_bound=0, upper_bound=1)
+_bool("nesterov", False, "Nesterov's momentum, of sgd.")
+_float("clip_global_norm", 0.0, "Largest gradient norm; 0: no limit.", lower_bound=0)
+_float("label_smoothing", 0.0, "In the targets.", lower_bound=0, upper_bound=1)
+_float("ema_decay", 0.0, "Average of weights; 0: none.", lower_bound=0, upper_bound=1)
+_bool("augment", False, "Random affine change of each training image.")
+_float("dropout", 0.0, "Rate before the last layer.", lower_bound=0, upper_bound=0.99)
+_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Of the computation.")
+_enum("enable_xla", "auto", ["auto", "on", "off"], "Compile the device loop.")
+
+# On what.
+_enum(
+    "distribution_strategy", "auto", ["auto", "one_device", "mirrored"], "Strategy."
+)
+_int("num_gpus", -1, "GPUs to use; -1: all.", lower_bound=-1)
+_int("logical_cpus", 1, "Devices to split the CPU into.", lower_bound=1)
+_enum(
+    "all_reduce_alg", "auto", ["auto", "nccl", "hierarchical_copy"], "Of mirrored."
+)
+
+# What happens at which steps.
+_int("eval_interval", None, "Steps; default one epoch.", lower_bound=1)
+_int("checkpoint_interval", None, "Steps; default one epoch.", lower_bound=1)
+_int("summary_interval", None, "Steps; default a tenth of an epoch.", lower_bound=1)
+_int("max_to_keep", 3, "Checkpoints to keep.", lower_bound=1)
+_string("restore", "auto", "auto (newest), none (start anew), or a step.")
+_string("init_from", None, "Checkpoint to take the initial weights from.")
+_float("target_accuracy", None, "Stop when reached.", lower_bound=0, upper_bound=1)
+_int("early_stopping_patience", 0, "Evaluations without a best; 0: off.", lower_bound=0)
+_int("max_nonfinite_steps", 50, "In a row, they end the run.", lower_bound=1)
+_bool("export", True, "Write a SavedModel at the end.")
+_string("export_dir", None, "Default MODEL_DIR/export.")
+_string("profile_steps", None, "FIRST,LAST step of a TensorBoard profile.")
+_bool("dry_run", False, "Check and print everything, train nothing.")
+_bool("progress", True, "Print progress.")
+
+FLAGS = flags.FLAGS
+
+
+def check_flags() -> None:
+    """Checks what one flag's own bounds cannot say.
+
+    Raises:
+      InputError: names the flag, what was found and what was expected.
+    """
+    if not FLAGS.model_dir:
+        raise InputError("--model_dir: found nothing, expected a directory")
+    if FLAGS.train_epochs is not None and FLAGS.train_steps is not None:
+        raise InputError(
+            "--train_epochs and --train_steps: found both, expected one of the two"
+        )
+    if FLAGS.train_epochs == 0:
+        raise InputError("--train_epochs: found 0, expected more")
+    if FLAGS.restore not in ("auto", "none") and not FLAGS.restore.isdigit():
+        raise InputError(
+            f"--restore: found {FLAGS.restore!r}, expected auto, none or a step"
+        )
+    if FLAGS.optimizer == "adam" and FLAGS.weight_decay:
+        raise InputError(
+            f"--weight_decay: found {FLAGS.weight_decay} with --optimizer=adam, "
+            "expected 0; adamw is Adam with weight decay"
+        )
+    profile_steps()
+
+
+def values() -> dict[str, object]:
+    """Returns the value of every flag of this file, by name."""
+    return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
+
+
+def num_steps(num_examples: int) -> tuple[int, int]:
+    """Returns the run's length and an epoch's, in steps (at least 1 each)."""
+    batch = FLAGS.global_batch_size
+    epochs = 4.0 if FLAGS.train_epochs is None else FLAGS.train_epochs
+    total = FLAGS.train_steps or max(round(epochs * num_examples / batch), 1)
+    return total, max(num_examples // batch, 1)
+
+
+def profile_steps() -> tuple[int, int] | None:
+    """Returns the first and last step to profile.
+
+    Raises:
+      InputError: the flag is not two rising step numbers.
+    """
+    if not FLAGS.profile_steps:
+        return None
+    parts = FLAGS.profile_steps.split(",")
+    if len(parts) != 2 or not all(p.isdigit() for p in parts) or (
+        int(parts[0]) >= int(parts[1])
+    ):
+        raise InputError(
+            f"--profile_steps: found {FLAGS.profile_steps!r}, expected two rising "
+            "steps as in 10,20"
+        )
+    return int(parts[0]), int(parts[1])

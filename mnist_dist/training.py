@@ -1,0 +1,263 @@
+"""A training run as the host sees it: the device loops and what is due between."""
+
+import sys
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from mnist_dist import checkpoints
+from mnist_dist.checkpoints import CheckpointWriter
+from mnist_dist.data import ExampleStream
+from mnist_dist.device_data import DeviceSplit
+from mnist_dist.evaluation import Evaluation, evaluate
+from mnist_dist.optimizers import Schedule
+from mnist_dist.progress import Progress
+from mnist_dist.run_directory import best_dir, checkpoint_dir
+from mnist_dist.steps import EvaluateLoop, TrainLoop
+from mnist_dist.summaries import RunLog
+from mnist_dist.train_state import TrainState
+
+SECONDS_PER_CALL = 0.5  # long enough to hide Python, short enough to stop soon
+MAX_INDICES = 1 << 20  # of one call
+MAX_STREAMED_BYTES = 1 << 26
+
+
+class TrainingRun:
+    """One run from step to step.
+
+    Whatever `train_until_next_event` is given to do in one call, the results are
+    the same to the last bit: the device loop adds up in the order of the steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_dir: str,
+        state: TrainState,
+        train_loop: TrainLoop,
+        evaluate_loop: EvaluateLoop,
+        train_data: DeviceSplit,
+        eval_data: DeviceSplit,
+        stream: ExampleStream,
+        schedule: Schedule,
+        num_replicas: int,
+        global_batch_size: int,
+        total_steps: int,
+        steps_per_epoch: int,
+        eval_interval: int,
+        checkpoint_interval: int,
+        summary_interval: int,
+        steps_per_loop: int,
+        max_to_keep: int,
+        max_nonfinite_steps: int,
+        eval_split: str,
+        target_accuracy: float | None,
+        early_stopping_patience: int,
+        profile_steps: tuple[int, int] | None,
+        show_progress: bool,
+    ) -> None:
+        self.model_dir = model_dir
+        self.state = state
+        self.total_steps = total_steps
+        self.eval_interval = eval_interval
+        self.checkpoint_interval = checkpoint_interval
+        self.summary_interval = summary_interval
+        self.step = 0
+        self.last_evaluation: Evaluation | None = None
+        self._train_loop = train_loop
+        self._evaluate_loop = evaluate_loop
+        self._train_data = train_data
+        self._eval_data = eval_data
+        self._stream = stream
+        self._schedule = schedule
+        self._num_replicas = num_replicas
+        self._global_batch_size = global_batch_size
+        self._steps_per_epoch = steps_per_epoch
+        self._max_to_keep = max_to_keep
+        self._max_nonfinite_steps = max_nonfinite_steps
+        self._eval_split = eval_split
+        self._target_accuracy = target_accuracy
+        self._patience = early_stopping_patience
+        self._profile_steps = profile_steps
+        self._show_progress = show_progress
+        self._writer = CheckpointWriter()
+        self._saved_step = -1
+        self._best_accuracy, self._best_step, self._evaluations_since_best = -1.0, -1, 0
+
+        # XLA compiles anew for each shape of the indices: they always have this one.
+        self._rows = steps_per_loop or max(min(MAX_INDICES // global_batch_size, 4096), 1)
+        if not train_data.is_resident:
+            example_bytes = train_data.bytes_per_example
+            fit = MAX_STREAMED_BYTES // (example_bytes * global_batch_size)
+            self._rows = max(min(self._rows, fit), 1)
+        self._steps_per_call = float(self._rows if steps_per_loop else 1)
+        self._adapts = not steps_per_loop
+        self._train_seconds, self._train_examples = 0.0, 0
+
+    def start(self, arrays: checkpoints.Arrays | None) -> None:
+        """Compiles the loop, and continues from a checkpoint's arrays, if any."""
+        if arrays is not None:
+            self.state.from_arrays(arrays)
+            self._best_accuracy = float(arrays["best/accuracy"])
+            self._best_step = int(arrays["best/step"])
+            self._evaluations_since_best = int(arrays["best/evaluations_since"])
+            self._saved_step = int(arrays["step"])
+        self.step = int(self.state.step.numpy())
+        for directory in (checkpoint_dir(self.model_dir), best_dir(self.model_dir)):
+            checkpoints.set_aside_later(directory, self.step)
+        self.log = RunLog(self.model_dir, resume_step=self.step)
+        self._train_loop(*self._train_data.feed(self._indices(0)), tf.constant(0))
+        self.progress = Progress(
+            total_steps=self.total_steps,
+            first_step=self.step,
+            stream=sys.stdout if self._show_progress else None,
+        )
+
+    def specs(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of all that a checkpoint of this run holds."""
+        return self.state.specs() | {
+            name: (array.shape, array.dtype) for name, array in self._best().items()
+        }
+
+    def is_due(self, interval: int) -> bool:
+        """Whether what happens at this interval, and at the end, happens now."""
+        return self.step > 0 and (
+            self.step % interval == 0 or self.step >= self.total_steps
+        )
+
+    def is_done(self) -> bool:
+        """Whether all steps are done, or a wish to stop early is met."""
+        target = self._target_accuracy
+        return (
+            self.step >= self.total_steps
+            or (target is not None and self._best_accuracy >= target)
+            or (0 < self._patience <= self._evaluations_since_best)
+        )
+
+    def train_until_next_event(self) -> None:
+        """Runs one call of the device loop, which ends at the next event at latest."""
+        num_steps = min(int(self._steps_per_call), self._rows, self._steps_to_event())
+        if self._profile_steps and self.step == self._profile_steps[0]:
+            tf.profiler.experimental.start(f"{self.model_dir}/train")
+        feed = self._train_data.feed(self._indices(num_steps))
+        began = time.perf_counter()
+        self._train_loop(*feed, tf.constant(num_steps))
+        self.step = int(self.state.step.numpy())  # waits for the device
+        seconds = time.perf_counter() - began
+        if self._profile_steps and self.step == self._profile_steps[1]:
+            tf.profiler.experimental.stop()
+
+        self._train_seconds += seconds
+        self._train_examples += num_steps * self._global_batch_size
+        if self._adapts:
+            fitting = num_steps * SECONDS_PER_CALL / max(seconds, 1e-6)
+            self._steps_per_call = max(min(fitting, 8 * self._steps_per_call), 1.0)
+        streak = int(self.state.nonfinite_streak.numpy())
+        if streak >= self._max_nonfinite_steps:
+            self.close()
+            raise RuntimeError(
+                f"steps {self.step - streak} to {self.step - 1} were skipped, their "
+                "loss or gradients were not finite; the last good checkpoint is kept"
+            )
+
+    def summarize(self) -> None:
+        """Writes the training metrics since the last summary."""
+        sums = {name: float(v.numpy()) for name, v in self.state.sums.items()}
+        self.state.reset_sums()
+        examples = max(sums["examples"], 1.0)
+        rate = self._train_examples / max(self._train_seconds, 1e-9)
+        self._train_seconds, self._train_examples = 0.0, 0
+        metrics = {
+            "step": self.step,
+            "epoch": self._epoch(),
+            "loss": sums["loss"] / examples,
+            "accuracy": sums["correct"] / examples,
+            "images_per_second": rate,
+        }
+        last_step = tf.constant(self.step - 1, tf.float32)
+        self.log.write_train(
+            **metrics,
+            learning_rate=float(self._schedule(last_step)),
+            nonfinite_steps=sums["nonfinite_steps"],
+        )
+        self.progress.update(**metrics)
+
+    def evaluate(self) -> None:
+        """Evaluates, records the result, and keeps the checkpoint if it is the best."""
+        result = evaluate(
+            self._evaluate_loop, self._eval_data, num_replicas=self._num_replicas
+        )
+        self.last_evaluation = result
+        self.log.write_eval(
+            step=self.step,
+            epoch=self._epoch(),
+            loss=result.loss,
+            accuracy=result.accuracy,
+            split=self._eval_split,
+            num_examples=result.num_examples,
+        )
+        self._evaluations_since_best += 1
+        if result.accuracy > self._best_accuracy:
+            self._best_accuracy, self._best_step = result.accuracy, self.step
+            self._evaluations_since_best = 0
+            self._write(best_dir(self.model_dir), max_to_keep=1)
+        self.progress.message(
+            f"step {self.step:,}  {self._eval_split} accuracy {result.accuracy:.2%}  "
+            f"loss {result.loss:.4f}  ({result.num_examples:,} images)"
+        )
+
+    def save(self) -> None:
+        """Begins to write a checkpoint of this step, unless there is one."""
+        if self._saved_step == self.step:
+            return
+        self.log.flush()  # what a checkpoint follows must not get lost before it
+        self._write(checkpoint_dir(self.model_dir), max_to_keep=self._max_to_keep)
+        self._saved_step = self.step
+
+    def close(self) -> None:
+        """Returns when everything is on disk."""
+        try:
+            self._writer.close()
+        finally:
+            self.log.close()
+            self.progress.close()
+
+    def _write(self, directory: str, *, max_to_keep: int) -> None:
+        self._writer.save(
+            self.state.to_arrays() | self._best(),
+            directory=directory,
+            step=self.step,
+            max_to_keep=max_to_keep,
+        )
+
+    def _best(self) -> checkpoints.Arrays:
+        return {
+            "best/accuracy": np.array(self._best_accuracy, np.float64),
+            "best/step": np.array(self._best_step, np.int64),
+            "best/evaluations_since": np.array(self._evaluations_since_best, np.int64),
+        }
+
+    def _epoch(self) -> float:
+        return self.step * self._global_batch_size / self._train_data.num_examples
+
+    def _steps_to_event(self) -> int:
+        events = [
+            interval - self.step % interval
+            for interval in (
+                self.eval_interval,
+                self.checkpoint_interval,
+                self.summary_interval,
+            )
+        ]
+        events.append(self.total_steps - self.step)
+        events += [p - self.step for p in self._profile_steps or () if p > self.step]
+        return min(events)
+
+    def _indices(self, num_steps: int) -> np.ndarray:
+        batch = self._global_batch_size
+        indices = np.zeros([self._rows, batch], np.int32)
+        indices[:num_steps] = self._stream.indices(
+            self.step * batch, num_steps * batch
+        ).reshape(num_steps, batch)
+        return indices
