@@ -9,12 +9,15 @@ import concurrent.futures
 import os
 import re
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from mnist_dist.errors import InputError
+
+T = TypeVar("T")
 
 Arrays = dict[str, np.ndarray]
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]
@@ -234,6 +237,18 @@ def check_specs(arrays: Arrays, *, specs: Specs, name: str) -> None:
         )
 
 
+def nest(named: Mapping[str, T]) -> dict[str, Any]:
+    """Turns names with slashes into nested dictionaries, whose keys TensorFlow joins."""
+    tree: dict[str, Any] = {}
+    for name, value in named.items():
+        *folders, leaf = name.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[leaf] = value
+    return tree
+
+
 def _save(arrays: Arrays, *, directory: str, step: int, max_to_keep: int) -> None:
     prefix = checkpoint_prefix(directory, step)
     staging = os.path.join(directory, f".writing-{step}")
@@ -241,7 +256,7 @@ def _save(arrays: Arrays, *, directory: str, step: int, max_to_keep: int) -> Non
         tf.io.gfile.rmtree(staging)
     tf.io.gfile.makedirs(staging)
     with tf.device("/CPU:0"):
-        written = tf.train.Checkpoint(**_tree(arrays)).write(
+        written = tf.train.Checkpoint(**nest({name: tf.Variable(a) for name, a in arrays.items()})).write(
             checkpoint_prefix(staging, step)
         )
     # The index last: a checkpoint without one is not taken for a checkpoint.
@@ -259,15 +274,3 @@ def delete_checkpoint(directory: str, step: int) -> None:
     prefix = checkpoint_prefix(directory, step)
     for path in sorted(tf.io.gfile.glob(f"{prefix}.*"), reverse=True):
         tf.io.gfile.remove(path)
-
-
-def _tree(arrays: Arrays) -> dict:
-    """Variables nested as the names' slashes say, which makes those the keys."""
-    tree: dict = {}
-    for name, array in arrays.items():
-        *folders, leaf = name.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[leaf] = tf.Variable(array)
-    return tree

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mnist_dist.checkpoints import nest
 from mnist_dist.steps import normalize
 from mnist_dist.train_state import TrainState, weight_path
 
@@ -71,13 +72,7 @@ def create_serving_module(state: TrainState) -> tf.Module:
         }
 
     module = tf.Module()
-    module.model = {}
-    for variable, copy in mapping:
-        *folders, leaf = weight_path(model, variable).split("/")
-        node = module.model
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[leaf] = copy
+    module.model = nest({weight_path(model, k): v for k, v in mapping})
     module.classify_uint8 = tf.function(
         lambda images: classify(normalize(images)),
         input_signature=[tf.TensorSpec(shape, tf.uint8, name="images")],

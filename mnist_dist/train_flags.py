@@ -103,7 +103,7 @@ def num_steps(num_examples: int) -> tuple[int, int]:
     batch = FLAGS.global_batch_size
     epochs = 4.0 if FLAGS.train_epochs is None else FLAGS.train_epochs
     total = FLAGS.train_steps or max(round(epochs * num_examples / batch), 1)
-    return total, max(num_examples // batch, 1)
+    return total, max(round(num_examples / batch), 1)
 
 
 def profile_steps() -> tuple[int, int] | None:

@@ -261,6 +261,7 @@ def test_damaged_archive_loads_as_in_numpy_or_is_refused(scratch, content):
     check_like_numpy_or_refused(scratch, content)
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 @given(member=mutations(npy_bytes(ARRAYS["x_train"])))
 @settings(deadline=None, max_examples=200)
 def test_damaged_array_loads_as_in_numpy_or_is_refused(scratch, member):
@@ -284,9 +285,11 @@ def check_like_numpy_or_refused(path: Path, content: bytes) -> None:
     except InputError as error:
         assert len(str(error).splitlines()) == 1
     else:
-        with np.load(path, allow_pickle=False) as expected:
+        with zipfile.ZipFile(path) as archive:
             for key, array in loaded.items():
-                np.testing.assert_array_equal(array, expected[key], strict=True)
+                member = io.BytesIO(archive.read(f"{key}.npy"))
+                expected = np.load(member, allow_pickle=False)
+                np.testing.assert_array_equal(array, expected, strict=True)
 
 
 # Memory is bounded by the file, not by what its headers claim.

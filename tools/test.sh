@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Sets up and runs lint, types and the whole test suite.
+#   tools/test.sh [--system-packages] [PYTEST ARGUMENTS]
+# With arguments only pytest runs. --system-packages first installs, on Debian as root,
+# what tools/system-packages.txt names; without it nothing outside .venv is touched.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+
+if [ "${1:-}" = --system-packages ]; then
+  shift
+  mapfile -t packages < <(sed 's/#.*//' tools/system-packages.txt | grep -o '[^[:space:]]\+' || true)
+  if [ ${#packages[@]} -gt 0 ]; then
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+      echo "test.sh: error: --system-packages: found no root or no apt-get, expected both" >&2
+      exit 2
+    fi
+    apt-get -qq update
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${packages[@]}"
+  fi
+fi
+
+source tools/venv.sh
+setup_venv "$root" test
+if [ $# -gt 0 ]; then exec "$venv_python" -m pytest "$@"; fi
+
+failed=()
+"$venv_python" -m ruff check . || failed+=("ruff check")
+"$venv_python" -m ruff format --check . || failed+=("ruff format")
+"$venv_python" -m mypy || failed+=("mypy")
+if [ ${#failed[@]} -gt 0 ]; then printf 'FAILED: %s\n' "${failed[@]}"; fi
+"$venv_python" -m pytest || failed+=("pytest")
+[ ${#failed[@]} -eq 0 ]
