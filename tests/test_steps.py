@@ -1,0 +1,283 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mnist_dist.data import ExampleStream, Split
+from mnist_dist.device_data import DeviceSplit
+from mnist_dist.errors import InputError
+from mnist_dist.evaluation import evaluate
+from mnist_dist.models import create_model
+from mnist_dist.optimizers import create_schedule, create_update_rule
+from mnist_dist.steps import create_evaluate_loop, create_train_loop
+from mnist_dist.train_state import TrainState
+
+SHAPE, CLASSES, BATCH = (12, 12, 1), 5, 24
+
+
+def create_user_model(*, image_shape, num_classes):
+    return keras.Sequential(
+        [
+            keras.Input(image_shape),
+            keras.layers.Conv2D(4, 3, name="conv"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.SpatialDropout2D(0.2),
+            keras.layers.Flatten(),
+            keras.layers.Dense(num_classes, kernel_regularizer="l2"),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def split():
+    rng = np.random.default_rng(0)
+    return Split(
+        "train",
+        rng.integers(0, 256, (200, *SHAPE), np.uint8),
+        rng.integers(0, CLASSES, 200).astype(np.int32),
+    )
+
+
+def build(strategy, *, model="cnn", optimizer="adam", dtype="float32", **options):
+    rule = create_update_rule(optimizer)
+    with strategy.scope():
+        keras_model = create_model(
+            model,
+            image_shape=SHAPE,
+            num_classes=CLASSES,
+            seed=7,
+            dropout=options.pop("dropout", 0.0),
+            dtype=dtype,
+        )
+        state = TrainState(
+            keras_model,
+            slot_names=rule.slots,
+            with_ema="ema_decay" in options,
+            with_loss_scale=dtype == "float16",
+        )
+    loop = create_train_loop(
+        strategy,
+        state,
+        update_rule=rule,
+        schedule=create_schedule("constant", learning_rate=1e-2, total_steps=100),
+        global_batch_size=BATCH,
+        seed=7,
+        **options,
+    )
+    return state, loop
+
+
+def train(strategy, split, state, loop, *, num_steps=6, first=0, is_resident=True):
+    data = DeviceSplit(strategy, split, is_resident=is_resident)
+    stream = ExampleStream(num_examples=len(split.labels), seed=7)
+    indices = stream.indices(first * BATCH, num_steps * BATCH)
+    loop(*data.feed(indices.reshape(num_steps, BATCH)), tf.constant(num_steps))
+    return state.to_arrays()
+
+
+def assert_same(found, expected, **tolerance):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(
+            found[name], expected[name], err_msg=name, **tolerance
+        )
+
+
+FULL = {
+    "dropout": 0.3,
+    "with_augmentation": True,
+    "label_smoothing": 0.1,
+    "clip_global_norm": 1.0,
+    "ema_decay": 0.9,
+}
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_replicas_follow_one_trajectory_and_stay_bit_equal(
+    model, create_strategy, split
+):
+    one = create_strategy(1)
+    expected = train(one, split, *build(one, model=model, **FULL))
+    for replicas in (2, 4):
+        strategy = create_strategy(replicas)
+        state, loop = build(strategy, model=model, **FULL)
+        found = train(strategy, split, state, loop)
+        assert_same(found, expected, rtol=2e-3, atol=2e-4)
+        for variable in state.parameters + state.ema:
+            copies = [v.numpy() for v in strategy.experimental_local_results(variable)]
+            for copy in copies[1:]:
+                np.testing.assert_array_equal(copy, copies[0])
+
+
+def test_training_equals_keras_on_one_device(create_strategy, split):
+    strategy = create_strategy(1)
+    state, loop = build(strategy, model="mlp")
+    oracle = create_model("mlp", image_shape=SHAPE, num_classes=CLASSES, seed=7)
+    oracle.compile(
+        keras.optimizers.Adam(1e-2),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    found = train(strategy, split, state, loop, num_steps=10)
+    order = ExampleStream(num_examples=200, seed=7).indices(0, 10 * BATCH)
+    losses = [
+        oracle.train_on_batch(split.images[i] / np.float32(255), split.labels[i])
+        for i in order.reshape(10, BATCH)
+    ]
+    for variable in oracle.trainable_variables:
+        np.testing.assert_allclose(
+            found[f"model/{variable.path.removeprefix('mlp/')}"],
+            variable.numpy(),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+    # train_on_batch gives the running mean, as our sums do over the interval.
+    np.testing.assert_allclose(
+        found["sums/loss"] / found["sums/examples"], losses[-1], rtol=1e-5
+    )
+
+
+def test_split_run_streamed_run_and_xla_run_are_the_same_run(create_strategy, split):
+    one = create_strategy(1)
+    expected = train(one, split, *build(one, model="mlp", **FULL))
+
+    state, loop = build(one, model="mlp", **FULL)
+    train(one, split, state, loop, num_steps=2)
+    arrays = state.to_arrays()
+    state, loop = build(one, model="mlp", **FULL)
+    state.from_arrays(arrays)
+    found = train(one, split, state, loop, num_steps=4, first=2)
+    assert_same(found, expected, rtol=0, atol=0)
+
+    found = train(one, split, *build(one, model="mlp", **FULL), is_resident=False)
+    assert_same(found, expected, rtol=0, atol=0)
+
+    found = train(one, split, *build(one, model="mlp", use_xla=True, **FULL))
+    assert_same(found, expected, rtol=2e-3, atol=2e-4)
+
+
+def test_batch_norm_statistics_are_averaged_over_replicas(create_strategy, split):
+    name = f"{__name__}:create_user_model"
+    two = create_strategy(2)
+    state, loop = build(two, model=name)
+    kernel, bias = (v.numpy() for v in state.parameters[:2])
+    found = train(two, split, state, loop, num_steps=1)
+    order = ExampleStream(num_examples=200, seed=7).indices(0, BATCH)
+    images = split.images[order] / np.float32(255)
+    activations = tf.nn.conv2d(images, kernel, 1, "VALID").numpy() + bias
+    halves = np.split(activations, 2)
+    variance = np.mean([h.var(axis=(0, 1, 2)) for h in halves], axis=0)
+    np.testing.assert_allclose(
+        found["model/norm/moving_mean"],
+        0.01 * activations.mean(axis=(0, 1, 2)),
+        rtol=1e-4,
+        atol=1e-7,
+    )
+    np.testing.assert_allclose(
+        found["model/norm/moving_variance"], 0.99 + 0.01 * variance, rtol=1e-5
+    )
+
+
+def test_dropout_masks_differ_between_examples_and_replicas(create_strategy):
+    seen = []
+
+    def create_spy(*, image_shape, num_classes):
+        class Spy(keras.layers.Layer):
+            def call(self, x):
+                tf.numpy_function(lambda a: seen.append(a.copy()), [x], [])
+                return x
+
+        return keras.Sequential(
+            [
+                keras.Input(image_shape),
+                keras.layers.Flatten(),
+                keras.layers.Dropout(0.5),
+                Spy(),
+                keras.layers.Dense(num_classes),
+            ]
+        )
+
+    globals()["create_spy"] = create_spy
+    two = create_strategy(2)
+    state, loop = build(two, model=f"{__name__}:create_spy")
+    white = Split(
+        "train", np.full((200, *SHAPE), 255, np.uint8), np.zeros(200, np.int32)
+    )
+    train(two, white, state, loop, num_steps=1)
+    masks = np.concatenate(seen)
+    assert masks.shape == (BATCH, 144)
+    assert len(np.unique(masks, axis=0)) == BATCH
+    assert set(np.unique(masks)) == {0.0, 2.0}
+    assert abs(np.mean(masks) - 1.0) < 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_step_that_is_not_finite_on_one_replica_is_skipped_on_all(
+    dtype, create_strategy, split
+):
+    two = create_strategy(2)
+    state, loop = build(two, model="mlp", dtype=dtype, ema_decay=0.9)
+    before = train(two, split, state, loop, num_steps=1)
+    poisoned = before["model/dense_layer_2/kernel"].copy()
+    poisoned[0, 0] = np.inf
+    two.experimental_local_results(state.parameters[2])[1].assign(poisoned)
+    train(two, split, state, loop, num_steps=1, first=1)
+    after = state.to_arrays()
+    assert after["step"] == 2
+    assert after["nonfinite_streak"] == 1
+    assert after["sums/nonfinite_steps"] == 1
+    assert after["sums/examples"] == BATCH
+    for name in before:
+        if name.startswith(("model/", "optimizer/", "ema/")):
+            np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    if dtype == "float16":
+        scales = two.experimental_local_results(state.loss_scale)
+        assert [list(s.numpy()) for s in scales] == [[2.0**14, 0.0]] * 2
+
+
+def test_global_batch_that_replicas_cannot_share_is_refused(create_strategy):
+    three = create_strategy(3)
+    with three.scope():
+        state = TrainState(
+            create_model("mlp", image_shape=SHAPE, num_classes=CLASSES, seed=1),
+            slot_names=(),
+        )
+    with pytest.raises(InputError, match=r"--global_batch_size: found 10.*3 replicas"):
+        create_train_loop(
+            three,
+            state,
+            update_rule=create_update_rule("adam"),
+            schedule=create_schedule("constant", learning_rate=1, total_steps=1),
+            global_batch_size=10,
+            seed=1,
+        )
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+@pytest.mark.parametrize("is_resident", [True, False])
+def test_every_test_image_is_evaluated_once(
+    replicas, is_resident, create_strategy, mnist
+):
+    strategy = create_strategy(replicas)
+    with strategy.scope():
+        model = create_model("mlp", image_shape=(28, 28, 1), num_classes=10, seed=3)
+        state = TrainState(model, slot_names=())
+    result = evaluate(
+        create_evaluate_loop(strategy, state),
+        DeviceSplit(strategy, mnist.test, is_resident=is_resident),
+        num_replicas=replicas,
+        per_replica_batch=37,
+    )
+    weights = [v.numpy() for v in state.parameters]
+    hidden = np.maximum(
+        mnist.test.images.reshape(-1, 784) / np.float32(255) @ weights[0] + weights[1], 0
+    )
+    logits = (hidden @ weights[2] + weights[3]).astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    log_probability = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    assert result.num_examples == 10_000
+    assert result.num_correct == np.sum(logits.argmax(axis=1) == mnist.test.labels)
+    np.testing.assert_allclose(
+        result.loss,
+        -log_probability[np.arange(10_000), mnist.test.labels].mean(),
+        rtol=1e-5,
+    )
