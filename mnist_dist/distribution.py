@@ -47,7 +47,9 @@ def create_strategy(
         return tf.distribute.OneDeviceStrategy(devices[0])
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(
-            devices, cross_device_ops=_cross_device_ops(all_reduce_alg)
+            devices, cross_device_ops=_cross_device_ops(
+                all_reduce_alg, is_cpu="CPU" in devices[0]
+            )
         )
     raise InputError(
         f"--distribution_strategy: found {name!r}, expected auto, one_device or mirrored"
@@ -68,7 +70,13 @@ def device_type(strategy: tf.distribute.Strategy) -> str:
     return tf.DeviceSpec.from_string(device).device_type
 
 
-def _cross_device_ops(name: str) -> tf.distribute.CrossDeviceOps | None:
+def _cross_device_ops(
+    name: str, *, is_cpu: bool
+) -> tf.distribute.CrossDeviceOps | None:
+    if is_cpu:
+        # Same memory anyway; and TensorFlow's collectives abort when a process has
+        # strategies of different sizes.
+        return tf.distribute.ReductionToOneDevice()
     if name == "auto":
         return None
     if name == "nccl":

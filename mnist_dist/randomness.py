@@ -103,10 +103,10 @@ def _dropout_by_position(layer: keras.layers.Dropout, *, seed: int, purpose: int
         if not training or layer.rate == 0 or first_position is None:
             return keras_call(inputs, training=training)
         shape = list(inputs.shape)
-        if isinstance(layer, keras.layers.Dropout) and layer.noise_shape is not None:
+        if layer.noise_shape is not None:
             mask_shape = [n or d for n, d in zip(layer.noise_shape, shape, strict=True)]
         elif hasattr(layer, "_get_noise_shape"):  # the spatial dropouts
-            mask_shape = [shape[0], *(int(n) for n in layer._get_noise_shape(shape)[1:])]
+            mask_shape = [int(n) for n in layer._get_noise_shape(inputs)]
         else:
             mask_shape = shape
         uniform = uniform_by_position(

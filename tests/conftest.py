@@ -20,7 +20,8 @@ def create_strategy():
         if num_replicas == 1:
             return tf.distribute.OneDeviceStrategy("/device:CPU:0")
         return tf.distribute.MirroredStrategy(
-            [f"/device:CPU:{i}" for i in range(num_replicas)]
+            [f"/device:CPU:{i}" for i in range(num_replicas)],
+            cross_device_ops=tf.distribute.ReductionToOneDevice(),
         )
 
     return create

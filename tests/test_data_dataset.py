@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import struct
 from collections.abc import Mapping
@@ -346,10 +345,3 @@ def test_label_out_of_range_is_refused(tmp_path, label, dtype):
         str(label),
         "expected 0 to 65535",
     )
-
-
-def test_dataset_cannot_be_changed(tmp_path):
-    np.savez(tmp_path / "a.npz", **NPZ)
-    dataset = load_dataset(tmp_path)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        dataset.num_classes = 3

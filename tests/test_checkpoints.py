@@ -1,0 +1,161 @@
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mnist_dist import checkpoints
+from mnist_dist.checkpoints import CheckpointWriter, find_start, list_checkpoints
+from mnist_dist.errors import InputError
+
+ARRAYS = {
+    "step": np.array(3, np.int64),
+    "model/dense/kernel": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "optimizer/mean/dense/kernel": np.ones((2, 3), np.float32),
+}
+SPECS = {name: (a.shape, a.dtype) for name, a in ARRAYS.items()}
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Checkpoints of the steps 1 to 3."""
+    writer = CheckpointWriter()
+    for step in (1, 2, 3):
+        arrays = ARRAYS | {"step": np.array(step, np.int64)}
+        writer.save(arrays, directory=str(tmp_path), step=step, max_to_keep=3)
+    writer.close()
+    return str(tmp_path)
+
+
+def test_what_was_saved_is_read_by_us_and_by_tensorflow(directory):
+    found = find_start(directory, restore="auto", specs=SPECS)
+    assert found is not None
+    assert found.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == array.dtype
+    assert tf.train.latest_checkpoint(directory) == f"{directory}/ckpt-3"
+    kernel = tf.Variable(tf.zeros([2, 3]))
+    checkpoint = tf.train.Checkpoint(model={"dense": {"kernel": kernel}})
+    checkpoint.read(f"{directory}/ckpt-3").expect_partial()
+    np.testing.assert_array_equal(kernel, ARRAYS["model/dense/kernel"])
+
+
+def test_only_the_newest_are_kept_and_nothing_else_is_left(directory):
+    writer = CheckpointWriter()
+    writer.save(ARRAYS, directory=directory, step=10, max_to_keep=2)
+    writer.close()
+    assert list_checkpoints(directory) == [10, 3]
+    assert len(os.listdir(directory)) == 2 * 2 + 1
+
+
+def truncate(path):
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def flip_bit(path):
+    with open(path, "r+b") as file:
+        file.seek(20)
+        byte = file.read(1)[0]
+        file.seek(20)
+        file.write(bytes([byte ^ 4]))
+
+
+def fill_with_garbage(path):
+    with open(path, "wb") as file:
+        file.write(bytes(range(256)) * 4)
+
+
+DATA, INDEX = "data-00000-of-00001", "index"
+DAMAGE = [
+    (DATA, truncate),
+    (DATA, empty),
+    (DATA, flip_bit),
+    (DATA, os.remove),
+    (INDEX, truncate),
+    (INDEX, empty),
+    (INDEX, fill_with_garbage),
+    (INDEX, os.remove),
+]
+
+
+@pytest.mark.parametrize(("part", "damage"), DAMAGE)
+def test_damaged_newest_falls_back_to_the_one_before(part, damage, directory, caplog):
+    damage(f"{directory}/ckpt-3.{part}")
+    found = find_start(directory, restore="auto", specs=SPECS)
+    assert found["step"] == 2
+    assert "ckpt-3 is damaged and skipped" in caplog.text
+
+
+@pytest.mark.parametrize(("part", "damage"), DAMAGE)
+def test_all_damaged_is_an_error_and_never_step_0(part, damage, directory):
+    for step in (1, 2, 3):
+        damage(f"{directory}/ckpt-{step}.{part}")
+    before = sorted(os.listdir(directory))
+    with pytest.raises(InputError, match="all 3 checkpoints are damaged"):
+        find_start(directory, restore="auto", specs=SPECS)
+    assert sorted(os.listdir(directory)) == before
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b'model_checkpoint_path: "../elsewhere/ckpt-9"\n', None]
+)
+def test_the_state_file_is_never_believed(content, directory):
+    if content is None:
+        os.remove(f"{directory}/checkpoint")
+    else:
+        with open(f"{directory}/checkpoint", "wb") as file:
+            file.write(content)
+    assert find_start(directory, restore="auto", specs=SPECS)["step"] == 3
+
+
+def test_link_to_outside_the_run_is_not_followed(directory, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    for part in (DATA, INDEX):
+        os.rename(f"{directory}/ckpt-3.{part}", outside / f"ckpt-3.{part}")
+        os.symlink(outside / f"ckpt-3.{part}", f"{directory}/ckpt-3.{part}")
+    assert find_start(directory, restore="auto", specs=SPECS)["step"] == 2
+
+
+def test_checkpoint_of_another_model_names_every_difference(directory):
+    specs = {
+        "step": ((), np.dtype(np.int64)),
+        "model/dense/kernel": ((2, 4), np.dtype(np.float32)),
+        "model/dense/bias": ((4,), np.dtype(np.float32)),
+    }
+    with pytest.raises(InputError) as error:
+        find_start(directory, restore="auto", specs=specs)
+    assert "missing model/dense/bias" in str(error.value)
+    assert "unknown optimizer/mean/dense/kernel" in str(error.value)
+    assert "model/dense/kernel found (2, 3) expected (2, 4)" in str(error.value)
+
+
+def test_reverting_sets_later_checkpoints_aside(directory):
+    assert find_start(directory, restore="2", specs=SPECS)["step"] == 2
+    assert list_checkpoints(directory) == [3, 2, 1]
+    checkpoints.set_aside_later(directory, 2)
+    assert list_checkpoints(directory) == [2, 1]
+    aside = checkpoints.load_arrays(f"{directory}/later-than-2/ckpt-3")
+    assert aside["step"] == 3
+
+
+def test_wrong_restore_says_what_there_is(directory):
+    with pytest.raises(InputError, match="found 7, expected one of .* 3, 2, 1"):
+        find_start(directory, restore="7", specs=SPECS)
+    with pytest.raises(InputError, match="--restore=none: found checkpoints"):
+        find_start(directory, restore="none", specs=SPECS)
+
+
+def test_failed_save_is_raised_and_the_old_checkpoint_stays(directory):
+    os.remove(f"{directory}/ckpt-1.index")
+    with open(f"{directory}/.writing-9", "w"):
+        pass  # a file where the save wants a folder
+    writer = CheckpointWriter()
+    writer.save(ARRAYS, directory=directory, step=9, max_to_keep=3)
+    with pytest.raises(tf.errors.OpError):
+        writer.close()
+    assert find_start(directory, restore="auto", specs=SPECS)["step"] == 3
