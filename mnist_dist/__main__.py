@@ -14,7 +14,9 @@ def main() -> None:
     if verb == "--version":
         print(f"mnist-dist {__version__}")
     elif verb in ("--help", "-h", "help"):
-        print("usage: mnist-dist VERB [--FLAG=VALUE ...]   (VERB --help lists its flags)")
+        print(
+            "usage: mnist-dist VERB [--FLAG=VALUE ...]   (VERB --help lists its flags)"
+        )
         for name, text in VERBS.items():
             print(f"  {name:<10}{text}")
     elif verb in VERBS:

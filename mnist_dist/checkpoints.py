@@ -87,9 +87,13 @@ def load_arrays(prefix: str) -> Arrays:
       tf.errors.OpError, IndexError, ValueError, UnicodeDecodeError: it is damaged.
     """
     reader = tf.train.load_checkpoint(prefix)
+    # The graph of objects too, which lies at the end: a truncated file lacks it.
+    everything = {
+        name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
+    }
     return {
-        name.removesuffix(_SUFFIX): np.asarray(reader.get_tensor(name))
-        for name in reader.get_variable_to_shape_map()
+        name.removesuffix(_SUFFIX): np.asarray(value)
+        for name, value in everything.items()
         if name.endswith(_SUFFIX)
     }
 
@@ -250,23 +254,25 @@ def nest(named: Mapping[str, T]) -> dict[str, Any]:
 
 
 def _save(arrays: Arrays, *, directory: str, step: int, max_to_keep: int) -> None:
-    prefix = checkpoint_prefix(directory, step)
     staging = os.path.join(directory, f".writing-{step}")
     if tf.io.gfile.isdir(staging):
         tf.io.gfile.rmtree(staging)
     tf.io.gfile.makedirs(staging)
     with tf.device("/CPU:0"):
-        written = tf.train.Checkpoint(**nest({name: tf.Variable(a) for name, a in arrays.items()})).write(
-            checkpoint_prefix(staging, step)
-        )
+        written = tf.train.Checkpoint(
+            **nest({name: tf.Variable(a) for name, a in arrays.items()})
+        ).write(checkpoint_prefix(staging, step))
     # The index last: a checkpoint without one is not taken for a checkpoint.
     for path in sorted(tf.io.gfile.glob(f"{written}.*")):
         tf.io.gfile.rename(path, os.path.join(directory, os.path.basename(path)), True)
     tf.io.gfile.rmtree(staging)
     for old in list_checkpoints(directory)[max_to_keep:]:
         delete_checkpoint(directory, old)
-    # Only for people's tools: nothing of ours reads the state file.
-    tf.compat.v1.train.update_checkpoint_state(directory, os.path.basename(prefix))
+    # For `tf.train.latest_checkpoint`; nothing of ours reads it.
+    state_file = os.path.join(directory, "checkpoint")
+    with tf.io.gfile.GFile(f"{state_file}.writing", "w") as file:
+        file.write(f'model_checkpoint_path: "ckpt-{step}"\n')
+    tf.io.gfile.rename(f"{state_file}.writing", state_file, overwrite=True)
 
 
 def delete_checkpoint(directory: str, step: int) -> None:

@@ -47,9 +47,10 @@ def create_strategy(
         return tf.distribute.OneDeviceStrategy(devices[0])
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(
-            devices, cross_device_ops=_cross_device_ops(
+            devices,
+            cross_device_ops=_cross_device_ops(
                 all_reduce_alg, is_cpu="CPU" in devices[0]
-            )
+            ),
         )
     raise InputError(
         f"--distribution_strategy: found {name!r}, expected auto, one_device or mirrored"

@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-import tensorflow as tf
 
 from mnist_dist.device_data import DeviceSplit
 from mnist_dist.steps import EvaluateLoop

@@ -144,7 +144,9 @@ def create_schedule(
 
     def cosine(step: tf.Tensor) -> tf.Tensor:
         length = max(total_steps - warmup_steps, 1)
-        return warm_up(step, between(learning_rate, 0.0, (step - warmup_steps) / length))
+        return warm_up(
+            step, between(learning_rate, 0.0, (step - warmup_steps) / length)
+        )
 
     def one_cycle(step: tf.Tensor) -> tf.Tensor:
         rise = float(warmup_steps or 0.3 * total_steps)

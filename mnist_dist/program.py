@@ -28,7 +28,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     def guarded(argv: Sequence[str]) -> int | None:
         try:
             if len(argv) > 1:
-                raise InputError(f"unexpected argument {argv[1]!r}: flags begin with --")
+                raise InputError(
+                    f"unexpected argument {argv[1]!r}: flags begin with --"
+                )
             return main(argv)
         except InputError as error:
             _fail(error)
@@ -63,7 +65,9 @@ def quiet_imports() -> Iterator[None]:
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         # absl knows --help only from its own parser of the command line.
-        return app.parse_flags_with_usage(argv) if _asks_help(argv) else flags.FLAGS(argv)
+        return (
+            app.parse_flags_with_usage(argv) if _asks_help(argv) else flags.FLAGS(argv)
+        )
     except flags.Error as error:
         _fail(error)
 

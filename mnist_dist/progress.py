@@ -45,12 +45,14 @@ class Progress:
         rate = (step - self._first_step) / max(now - self._began, 1e-9)
         left = (self._total_steps - step) / rate if rate > 0 else 0.0
         self._line = (
-            f"step {step:,}/{self._total_steps:,}  epoch {epoch:.2f}  loss {loss:.4f}  "
-            f"accuracy {accuracy:.2%}  {images_per_second:,.0f} images/s  "
-            f"{_minutes(left)} left"
+            f"step {step:,}/{self._total_steps:,}  {_minutes(left)} left  "
+            f"epoch {epoch:.2f}  loss {loss:.4f}  accuracy {accuracy:.2%}  "
+            f"{images_per_second:,.0f} images/s"
         )
         self._is_pending = True
-        if now - self._shown >= (_REDRAW_SECONDS if self._is_terminal else _LINE_SECONDS):
+        if now - self._shown >= (
+            _REDRAW_SECONDS if self._is_terminal else _LINE_SECONDS
+        ):
             self._shown = now
             self._show()
 

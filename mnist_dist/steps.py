@@ -91,7 +91,10 @@ def create_train_loop(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(parameters)
             mapping = zip(variables, parameters + statistics, strict=True)
-            with keras.StatelessScope(list(mapping)) as scope, at_position(first_position):
+            with (
+                keras.StatelessScope(list(mapping)) as scope,
+                at_position(first_position),
+            ):
                 logits = tf.cast(state.model(images, training=True), tf.float32)
                 penalties = state.model.losses
             losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
@@ -252,7 +255,9 @@ def create_evaluate_loop(
     ) -> dict[str, tf.Tensor]:
         totals = strategy.run(replica_evaluate, args=(images, labels, indices))
         totals = strategy.reduce(tf.distribute.ReduceOp.SUM, totals, axis=None)
-        return dict(zip(("loss", "correct", "examples"), tf.unstack(totals), strict=True))
+        return dict(
+            zip(("loss", "correct", "examples"), tf.unstack(totals), strict=True)
+        )
 
     return evaluate_loop
 
@@ -337,7 +342,9 @@ def _add_to_sums(
     state.sums["examples"].assign_add(global_batch_size * counted)
     state.sums["nonfinite_steps"].assign_add(1.0 - counted)
     streak = tf.identity(state.nonfinite_streak)
-    state.nonfinite_streak.assign(tf.where(is_finite, tf.zeros_like(streak), streak + 1))
+    state.nonfinite_streak.assign(
+        tf.where(is_finite, tf.zeros_like(streak), streak + 1)
+    )
 
 
 def _next_loss_scale(loss_scale: tf.Tensor, is_finite: tf.Tensor) -> tf.Tensor:

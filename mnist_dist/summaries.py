@@ -21,13 +21,14 @@ class RunLog:
 
     def __init__(self, model_dir: str, *, resume_step: int = 0) -> None:
         """Drops every record past `resume_step`, then opens both for appending."""
+        tf.io.gfile.makedirs(model_dir)
         self._path = os.path.join(model_dir, "metrics.jsonl")
         self._records = [
             r for r in _load_records(self._path) if 0 < r["step"] <= resume_step
         ]
         _save_atomically(self._path, "".join(map(_to_line, self._records)))
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
-        self._writers = {}
+        self._writers: dict[str, tf.summary.SummaryWriter] = {}
         for kind in ("train", "eval"):
             directory = os.path.join(model_dir, kind)
             tf.io.gfile.makedirs(directory)

@@ -26,7 +26,13 @@ def main(argv: Sequence[str]) -> int:
         import keras
         import tensorflow as tf
 
-        from mnist_dist import checkpoints, distribution, optimizers, report, run_directory
+        from mnist_dist import (
+            checkpoints,
+            distribution,
+            optimizers,
+            report,
+            run_directory,
+        )
         from mnist_dist.data import ExampleStream, load_dataset
         from mnist_dist.device_data import DeviceSplit, fits_on_device
         from mnist_dist.models import create_model
@@ -153,7 +159,9 @@ def main(argv: Sequence[str]) -> int:
         specs=run.specs(),
     )
     if arrays is None and FLAGS.init_from:
-        state.from_arrays(checkpoints.load_weights(FLAGS.init_from, specs=state.specs()))
+        state.from_arrays(
+            checkpoints.load_weights(FLAGS.init_from, specs=state.specs())
+        )
     if FLAGS.dry_run:
         return 0
     run_directory.prepare_run_directory(FLAGS.model_dir)

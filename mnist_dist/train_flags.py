@@ -39,14 +39,10 @@ _enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Of the computatio
 _enum("enable_xla", "auto", ["auto", "on", "off"], "Compile the device loop.")
 
 # On what.
-_enum(
-    "distribution_strategy", "auto", ["auto", "one_device", "mirrored"], "Strategy."
-)
+_enum("distribution_strategy", "auto", ["auto", "one_device", "mirrored"], "Strategy.")
 _int("num_gpus", -1, "GPUs to use; -1: all.", lower_bound=-1)
 _int("logical_cpus", 1, "Devices to split the CPU into.", lower_bound=1)
-_enum(
-    "all_reduce_alg", "auto", ["auto", "nccl", "hierarchical_copy"], "Of mirrored."
-)
+_enum("all_reduce_alg", "auto", ["auto", "nccl", "hierarchical_copy"], "Of mirrored.")
 
 # What happens at which steps.
 _int("eval_interval", None, "Steps; default one epoch.", lower_bound=1)
@@ -115,8 +111,10 @@ def profile_steps() -> tuple[int, int] | None:
     if not FLAGS.profile_steps:
         return None
     parts = FLAGS.profile_steps.split(",")
-    if len(parts) != 2 or not all(p.isdigit() for p in parts) or (
-        int(parts[0]) >= int(parts[1])
+    if (
+        len(parts) != 2
+        or not all(p.isdigit() for p in parts)
+        or (int(parts[0]) >= int(parts[1]))
     ):
         raise InputError(
             f"--profile_steps: found {FLAGS.profile_steps!r}, expected two rising "

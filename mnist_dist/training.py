@@ -86,7 +86,9 @@ class TrainingRun:
         self._best_accuracy, self._best_step, self._evaluations_since_best = -1.0, -1, 0
 
         # XLA compiles anew for each shape of the indices: they always have this one.
-        self._rows = steps_per_loop or max(min(MAX_INDICES // global_batch_size, 4096), 1)
+        self._rows = steps_per_loop or max(
+            min(MAX_INDICES // global_batch_size, 4096), 1
+        )
         if not train_data.is_resident:
             example_bytes = train_data.bytes_per_example
             fit = MAX_STREAMED_BYTES // (example_bytes * global_batch_size)

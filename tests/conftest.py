@@ -4,7 +4,6 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import pytest
 import tensorflow as tf
 
@@ -30,8 +29,3 @@ def create_strategy():
 @pytest.fixture(scope="session")
 def mnist():
     return load_dataset()
-
-
-@pytest.fixture(autouse=True)
-def _fresh_layer_names():
-    keras.utils.clear_session()

@@ -102,7 +102,8 @@ def test_all_damaged_is_an_error_and_never_step_0(part, damage, directory):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff\xfe", b'model_checkpoint_path: "../elsewhere/ckpt-9"\n', None]
+    "content",
+    [b"", b"\xff\xfe", b'model_checkpoint_path: "../elsewhere/ckpt-9"\n', None],
 )
 def test_the_state_file_is_never_believed(content, directory):
     if content is None:

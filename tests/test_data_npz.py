@@ -226,10 +226,6 @@ def test_missing_file_is_refused(tmp_path):
     check_refused(tmp_path / "nothing", "cannot be read (No such file or directory)")
 
 
-def test_directory_is_refused(tmp_path):
-    check_refused(tmp_path, "expected a regular file")
-
-
 # Any bytes at all load as NumPy reads them or raise InputError: nothing else, ever.
 
 
@@ -277,13 +273,15 @@ def check_like_numpy_or_refused(path: Path, content: bytes) -> None:
     try:
         loaded = load_npz(path)
     except InputError as error:
-        assert len(str(error).splitlines()) == 1
+        message = str(error)
     else:
         with zipfile.ZipFile(path) as archive:
             for key, array in loaded.items():
                 member = io.BytesIO(archive.read(f"{key}.npy"))
                 expected = np.load(member, allow_pickle=False)
                 np.testing.assert_array_equal(array, expected, strict=True)
+        return
+    assert len(message.splitlines()) == 1
 
 
 # Memory is bounded by the file, not by what its headers claim.

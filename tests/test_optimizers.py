@@ -57,7 +57,9 @@ def test_update_rule_equals_keras(name):
 
 def rates(name, **kwargs):
     schedule = create_schedule(name, **kwargs)
-    return [float(schedule(tf.constant(float(s)))) for s in range(kwargs["total_steps"])]
+    return [
+        float(schedule(tf.constant(float(s)))) for s in range(kwargs["total_steps"])
+    ]
 
 
 def test_cosine_equals_keras_after_its_warm_up():

@@ -15,6 +15,11 @@ from mnist_dist.train_state import TrainState
 SHAPE, CLASSES, BATCH = (12, 12, 1), 5, 24
 
 
+@pytest.fixture(autouse=True)
+def _fresh_layer_names():
+    keras.utils.clear_session()
+
+
 def create_user_model(*, image_shape, num_classes):
     return keras.Sequential(
         [
@@ -268,7 +273,8 @@ def test_every_test_image_is_evaluated_once(
     )
     weights = [v.numpy() for v in state.parameters]
     hidden = np.maximum(
-        mnist.test.images.reshape(-1, 784) / np.float32(255) @ weights[0] + weights[1], 0
+        mnist.test.images.reshape(-1, 784) / np.float32(255) @ weights[0] + weights[1],
+        0,
     )
     logits = (hidden @ weights[2] + weights[3]).astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)

@@ -49,7 +49,11 @@ def test_resumed_log_equals_an_undisturbed_one(tmp_path):
     write(second, range(5, 9))
     second.close()
     assert without_times(tmp_path / "parts") == without_times(tmp_path / "whole")
-    for folder, tag in [("train", "loss"), ("train", "learning_rate"), ("eval", "loss")]:
+    for folder, tag in [
+        ("train", "loss"),
+        ("train", "learning_rate"),
+        ("eval", "loss"),
+    ]:
         found = points(tmp_path / "parts" / folder, tag)
         assert found == points(tmp_path / "whole" / folder, tag)
         assert len(found) == (8 if folder == "train" else 4)

@@ -149,7 +149,9 @@ def test_run_stopped_by_a_signal_goes_on_bit_for_bit(undisturbed, tmp_path):
     )
     log = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not (log.exists() and process.poll() is None and (tmp_path / "best").exists()):
+    while not (
+        log.exists() and process.poll() is None and (tmp_path / "best").exists()
+    ):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.005)
