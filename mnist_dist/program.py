@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -25,7 +26,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
     logging.set_verbosity(logging.WARNING)
 
-    def guarded(argv: Sequence[str]) -> int | None:
+    def guarded(argv: list[str]) -> int | None:
         try:
             if len(argv) > 1:
                 raise InputError(
@@ -62,7 +63,7 @@ def quiet_imports() -> Iterator[None]:
             os.close(stderr)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: list[str]) -> list[str]:
     try:
         # absl knows --help only from its own parser of the command line.
         return (
@@ -72,11 +73,11 @@ def _parse(argv: Sequence[str]) -> list[str]:
         _fail(error)
 
 
-def _asks_help(argv: Sequence[str]) -> bool:
+def _asks_help(argv: list[str]) -> bool:
     return any(arg.lstrip("-").startswith("help") for arg in argv[1:])
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception) -> NoReturn:
     name = os.path.basename(sys.argv[0]).removesuffix(".py")
     print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(EXIT_INPUT)

@@ -137,7 +137,7 @@ def create_train_loop(
 
         learning_rate = schedule(step)
         new_parameters = []
-        new_slots = {name: [] for name in slots}
+        new_slots: dict[str, list[tf.Tensor]] = {name: [] for name in slots}
         for i, (value, gradient) in enumerate(zip(parameters, gradients, strict=True)):
             old_slots = [slots[name][i] for name in update_rule.slots]
             value_next, slots_next = update_rule.apply(

@@ -126,7 +126,6 @@ def main(argv: Sequence[str]) -> int:
         num_replicas=strategy.num_replicas_in_sync,
         global_batch_size=FLAGS.global_batch_size,
         total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
         eval_interval=FLAGS.eval_interval or steps_per_epoch,
         checkpoint_interval=FLAGS.checkpoint_interval or steps_per_epoch,
         summary_interval=FLAGS.summary_interval or max(steps_per_epoch // 10, 1),

@@ -44,7 +44,6 @@ class TrainingRun:
         num_replicas: int,
         global_batch_size: int,
         total_steps: int,
-        steps_per_epoch: int,
         eval_interval: int,
         checkpoint_interval: int,
         summary_interval: int,
@@ -73,7 +72,6 @@ class TrainingRun:
         self._schedule = schedule
         self._num_replicas = num_replicas
         self._global_batch_size = global_batch_size
-        self._steps_per_epoch = steps_per_epoch
         self._max_to_keep = max_to_keep
         self._max_nonfinite_steps = max_nonfinite_steps
         self._eval_split = eval_split
@@ -171,7 +169,6 @@ class TrainingRun:
         rate = self._train_examples / max(self._train_seconds, 1e-9)
         self._train_seconds, self._train_examples = 0.0, 0
         metrics = {
-            "step": self.step,
             "epoch": self._epoch(),
             "loss": sums["loss"] / examples,
             "accuracy": sums["correct"] / examples,
@@ -179,11 +176,12 @@ class TrainingRun:
         }
         last_step = tf.constant(self.step - 1, tf.float32)
         self.log.write_train(
+            step=self.step,
             **metrics,
             learning_rate=float(self._schedule(last_step)),
             nonfinite_steps=sums["nonfinite_steps"],
         )
-        self.progress.update(**metrics)
+        self.progress.update(step=self.step, **metrics)
 
     def evaluate(self) -> None:
         """Evaluates, records the result, and keeps the checkpoint if it is the best."""

@@ -145,7 +145,7 @@ def test_reverting_sets_later_checkpoints_aside(directory):
 
 
 def test_wrong_restore_says_what_there_is(directory):
-    with pytest.raises(InputError, match="found 7, expected one of .* 3, 2, 1"):
+    with pytest.raises(InputError, match=r"found 7, expected one of .* 3, 2, 1"):
         find_start(directory, restore="7", specs=SPECS)
     with pytest.raises(InputError, match="--restore=none: found checkpoints"):
         find_start(directory, restore="none", specs=SPECS)

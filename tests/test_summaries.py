@@ -3,6 +3,7 @@ import json
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorflow import make_ndarray
 
 from mnist_dist.errors import InputError
 from mnist_dist.progress import Progress
@@ -27,7 +28,9 @@ def write(log, steps):
 
 def points(path, tag):
     accumulator = EventAccumulator(str(path)).Reload()
-    return [(e.step, round(e.value, 5)) for e in accumulator.Scalars(tag)]
+    return [
+        (e.step, float(make_ndarray(e.tensor_proto))) for e in accumulator.Tensors(tag)
+    ]
 
 
 def without_times(path):

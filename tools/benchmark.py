@@ -1,0 +1,178 @@
+"""Times the same training side by side: our loop, a plain Python loop, Keras `fit`.
+
+  python tools/benchmark.py [--rounds=5]
+
+For `mlp` (batch 32) and `cnn` (batch 128), Adam 1e-3, without augmentation: first all
+must reach the same loss from the same weights and batches, then they take turns, so
+that a slow moment of the machine hits all. Prints images/s after compilation (median
+over the rounds) and how many times a peer's ours is (median, and range over rounds).
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+from absl import app, flags
+
+from mnist_dist import program
+
+with program.quiet_imports():
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from mnist_dist.data import ExampleStream, load_dataset
+    from mnist_dist.models import create_model
+    from mnist_dist.optimizers import create_schedule, create_update_rule
+    from mnist_dist.steps import create_train_loop, cross_entropy, has_convolutions
+    from mnist_dist.train_state import TrainState
+
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
+LEARNING_RATE = 1e-3
+SEED = 1
+
+# A peer runs its batches once and returns the model that it trained.
+Peer = Callable[[], keras.Model]
+
+
+def create_keras_model(name: str) -> keras.Model:
+    """Builds the model with the weights that every peer starts from."""
+    return create_model(name, image_shape=(28, 28, 1), num_classes=10, seed=SEED)
+
+
+def ours(name: str, images: np.ndarray, labels: np.ndarray, batch: int) -> Peer:
+    """The package's device loop on resident data."""
+    strategy = tf.distribute.OneDeviceStrategy("/device:CPU:0")
+    with strategy.scope():
+        model = create_keras_model(name)
+        rule = create_update_rule("adam")
+        state = TrainState(model, slot_names=rule.slots)
+    steps = len(labels) // batch
+    loop = create_train_loop(
+        strategy,
+        state,
+        update_rule=rule,
+        schedule=create_schedule(
+            "constant", learning_rate=LEARNING_RATE, total_steps=steps
+        ),
+        global_batch_size=batch,
+        seed=SEED,
+        use_xla=not has_convolutions(model),
+    )
+    data = tf.constant(images), tf.constant(labels)
+    indices = np.arange(steps * batch, dtype=np.int32).reshape(steps, batch)
+
+    def run() -> keras.Model:
+        loop(*data, tf.constant(indices), tf.constant(steps))
+        state.step.numpy()  # waits for the device
+        return model
+
+    return run
+
+
+def plain_loop(name: str, images: np.ndarray, labels: np.ndarray, batch: int) -> Peer:
+    """A Python loop over a tf.function step, fed with NumPy slices."""
+    model = create_keras_model(name)
+    optimizer = keras.optimizers.Adam(LEARNING_RATE)
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            logits = model(tf.cast(x, tf.float32) / 255.0, training=True)
+            loss = tf.reduce_mean(cross_entropy(logits, y))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+        return loss
+
+    def run() -> keras.Model:
+        for i in range(0, len(labels), batch):
+            loss = step(images[i : i + batch], labels[i : i + batch])
+        loss.numpy()
+        return model
+
+    return run
+
+
+def keras_fit(
+    name: str, images: np.ndarray, labels: np.ndarray, batch: int, *, at_its_best: bool
+) -> Peer:
+    """Keras `fit`, as it comes or with its own means of going faster."""
+    model = create_keras_model(name)
+    options: dict[str, int | bool] = {"jit_compile": False}
+    if at_its_best:
+        options = {
+            "steps_per_execution": 50,
+            "jit_compile": not has_convolutions(model),
+        }
+    model.compile(
+        keras.optimizers.Adam(LEARNING_RATE),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        **options,
+    )
+    floats = images.astype(np.float32) / 255.0
+
+    def run() -> keras.Model:
+        model.fit(floats, labels, batch_size=batch, shuffle=False, verbose=0)
+        return model
+
+    return run
+
+
+def compare(name: str, *, batch: int, steps: int, rounds: int) -> bool:
+    """Checks and times one model; returns whether all computed the same."""
+    dataset = load_dataset()
+    stream = ExampleStream(num_examples=len(dataset.train.labels), seed=SEED)
+    order = stream.indices(0, steps * batch)
+    images, labels = dataset.train.images[order], dataset.train.labels[order]
+    arguments = (name, images, labels, batch)
+    peers = {
+        "mnist_dist": ours(*arguments),
+        "plain loop of tf.function steps": plain_loop(*arguments),
+        "Keras fit": keras_fit(*arguments, at_its_best=False),
+        "Keras fit, 50 steps an execution, jit for mlp": keras_fit(
+            *arguments, at_its_best=True
+        ),
+    }
+    test = dataset.test.images[:1000].astype(np.float32) / 255.0
+    losses = {}
+    for peer, run in peers.items():  # this first turn also compiles
+        logits = run()(test, training=False)
+        losses[peer] = float(
+            tf.reduce_mean(cross_entropy(logits, dataset.test.labels[:1000]))
+        )
+    expected = losses["mnist_dist"]
+    is_same = all(abs(loss - expected) < 0.02 * expected for loss in losses.values())
+    found = ", ".join(f"{loss:.4f}" for loss in losses.values())
+    print(f"\n{name}, batch {batch}, {steps} steps: losses {found}")
+    if not is_same:
+        print("  these are not the same computation; nothing was timed")
+        return False
+
+    rates: dict[str, list[float]] = {peer: [] for peer in peers}
+    for _ in range(rounds):
+        for peer, run in peers.items():
+            began = time.perf_counter()
+            run()
+            rates[peer].append(steps * batch / (time.perf_counter() - began))
+    for peer, values in rates.items():
+        ratios = [a / b for a, b in zip(rates["mnist_dist"], values, strict=True)]
+        print(
+            f"  {peer:<46} {statistics.median(values):>9,.0f} images/s   "
+            f"ours x{statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f}-{max(ratios):.2f})"
+        )
+    return True
+
+
+def main(argv: list[str]) -> int:
+    """Compares both models."""
+    del argv
+    mlp = compare("mlp", batch=32, steps=1800, rounds=ROUNDS.value)
+    cnn = compare("cnn", batch=128, steps=100, rounds=ROUNDS.value)
+    return 0 if mlp and cnn else 1
+
+
+if __name__ == "__main__":
+    sys.exit(app.run(main))
