@@ -75,8 +75,18 @@ def test_verbs_are_dispatched():
 
 def test_wheel_holds_the_data_and_trains_outside_the_checkout(tmp_path):
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps"]
-        + ["--no-build-isolation", "-w", str(tmp_path), str(ROOT)],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            str(tmp_path),
+            str(ROOT),
+        ],
         check=True,
     )
     (wheel,) = tmp_path.glob("*.whl")
@@ -86,8 +96,16 @@ def test_wheel_holds_the_data_and_trains_outside_the_checkout(tmp_path):
     assert sum(name.endswith("-ubyte.gz") for name in names) == 4
     assert not any(name.startswith(("tests/", "tools/")) for name in names)
     subprocess.run(
-        [sys.executable, "-m", "mnist_dist", "train", "--model=mlp", "--train_steps=20"]
-        + [f"--model_dir={tmp_path}/run", "--noprogress"],
+        [
+            sys.executable,
+            "-m",
+            "mnist_dist",
+            "train",
+            "--model=mlp",
+            "--train_steps=20",
+            f"--model_dir={tmp_path}/run",
+            "--noprogress",
+        ],
         cwd=tmp_path / "site",
         check=True,
         capture_output=True,
