@@ -1,5 +1,6 @@
 """What a run says of itself, as text: at its start, at its end, in TensorBoard."""
 
+import shlex
 from collections.abc import Mapping
 
 import numpy as np
@@ -66,7 +67,7 @@ def describe_end(run: TrainingRun, split: str, export_path: str | None) -> str:
     lines.append(f"checkpoint     {checkpoint_dir(run.model_dir)}/ckpt-{run.step}")
     if export_path:
         lines.append(f"SavedModel     {export_path}")
-    lines.append(f"watch it with  tensorboard --logdir {run.model_dir}")
+    lines.append(f"watch it with  tensorboard --logdir {shlex.quote(run.model_dir)}")
     return "\n".join(lines)
 
 
