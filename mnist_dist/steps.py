@@ -206,8 +206,11 @@ def create_train_loop(
     def train_loop(
         images: tf.Tensor, labels: tf.Tensor, indices: tf.Tensor, num_steps: tf.Tensor
     ) -> None:
-        for row in tf.range(num_steps):
+        # Not `for row in tf.range`: XLA would compile anew for each number of steps.
+        row = tf.constant(0)
+        while row < num_steps:
             strategy.run(replica_step, args=(images, labels, indices[row]))
+            row += 1
 
     return train_loop
 
