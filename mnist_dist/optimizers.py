@@ -1,8 +1,8 @@
 """Update rules and learning-rate schedules, as pure functions of tensors.
 
-A rule maps (value, gradient, slots) of one variable to their new values; it owns
-no variables, so the same arithmetic runs under any strategy, inside XLA, and in a
-test against `keras.optimizers`.
+A rule maps a variable's gradient and slots to its new slots, and these to its new
+value; it owns no variables, so the same arithmetic runs under any strategy, inside
+XLA, and in a test against `keras.optimizers`.
 """
 
 import math
@@ -22,14 +22,15 @@ class UpdateRule(NamedTuple):
     Attributes:
       slots: names of the float32 variables, shaped like the value and starting at
         zero, that the rule keeps for each trained variable.
-      apply: `(value, gradient, slots, learning_rate, step) -> (value, slots)`, where
-        `step` is the float32 number of updates done before this one.
+      update_slots: `(gradient, slots, learning_rate) -> slots`.
+      update_value: `(value, gradient, slots, learning_rate, step) -> value`, with the
+        updated slots; `step` is the float32 number of updates done before this one.
     """
 
     slots: tuple[str, ...]
-    apply: Callable[
-        [tf.Tensor, tf.Tensor, Sequence[tf.Tensor], tf.Tensor, tf.Tensor],
-        tuple[tf.Tensor, list[tf.Tensor]],
+    update_slots: Callable[[tf.Tensor, Sequence[tf.Tensor], tf.Tensor], list[tf.Tensor]]
+    update_value: Callable[
+        [tf.Tensor, tf.Tensor, Sequence[tf.Tensor], tf.Tensor, tf.Tensor], tf.Tensor
     ]
 
 
@@ -67,36 +68,44 @@ def create_update_rule(
             return value
         return value - value * (learning_rate * weight_decay)
 
-    def sgd(value, gradient, slots, learning_rate, step):
+    def sgd_slots(gradient, slots, learning_rate):
+        return [momentum * v - learning_rate * gradient for v in slots]
+
+    def sgd_value(value, gradient, slots, learning_rate, step):
         del step
         value = decay(value, learning_rate)
         if not slots:
-            return value - learning_rate * gradient, []
-        velocity = momentum * slots[0] - learning_rate * gradient
+            return value - learning_rate * gradient
         if nesterov:
-            return value + momentum * velocity - learning_rate * gradient, [velocity]
-        return value + velocity, [velocity]
+            return value + momentum * slots[0] - learning_rate * gradient
+        return value + slots[0]
 
-    def adam(value, gradient, slots, learning_rate, step):
+    def adam_slots(gradient, slots, learning_rate):
+        del learning_rate
+        mean, square = slots
+        return [
+            mean + (gradient - mean) * (1.0 - beta_1),
+            square + (tf.square(gradient) - square) * (1.0 - beta_2),
+        ]
+
+    def adam_value(value, gradient, slots, learning_rate, step):
+        del gradient
         mean, square = slots
         value = decay(value, learning_rate)
-        mean = mean + (gradient - mean) * (1.0 - beta_1)
-        square = square + (tf.square(gradient) - square) * (1.0 - beta_2)
         correction = tf.sqrt(1.0 - beta_2 ** (step + 1.0)) / (
             1.0 - beta_1 ** (step + 1.0)
         )
-        value = value - learning_rate * correction * mean / (tf.sqrt(square) + epsilon)
-        return value, [mean, square]
+        return value - learning_rate * correction * mean / (tf.sqrt(square) + epsilon)
 
     if name == "sgd":
-        return UpdateRule(slots=("velocity",) if momentum else (), apply=sgd)
+        return UpdateRule(("velocity",) if momentum else (), sgd_slots, sgd_value)
     if name == "adam" and weight_decay:
         raise InputError(
             f"--weight_decay: found {weight_decay} with --optimizer=adam, expected 0; "
             "adamw is Adam with weight decay"
         )
     if name in ("adam", "adamw"):
-        return UpdateRule(slots=("mean", "square"), apply=adam)
+        return UpdateRule(("mean", "square"), adam_slots, adam_value)
     raise InputError(f"--optimizer: found {name!r}, expected sgd, adam or adamw")
 
 

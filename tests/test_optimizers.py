@@ -44,7 +44,8 @@ def test_update_rule_equals_keras(name):
         gradients = [tf.constant(rng.normal(size=v.shape), tf.float32) for v in start]
         oracle.apply(gradients, oracle_values)
         for i, gradient in enumerate(gradients):
-            values[i], slots[i] = rule.apply(
+            slots[i] = rule.update_slots(gradient, slots[i], tf.constant(0.1))
+            values[i] = rule.update_value(
                 values[i],
                 gradient,
                 slots[i],
