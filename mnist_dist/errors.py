@@ -1,4 +1,4 @@
-"""The one exception that means: what the user gave is wrong."""
+"""The exceptions that say what to do: correct the input, or start again."""
 
 
 class InputError(ValueError):
@@ -6,4 +6,11 @@ class InputError(ValueError):
 
     The message is one line naming what was given, what was found and what was
     expected. Programs print it and exit with code 2: retrying never helps.
+    """
+
+
+class PeerError(RuntimeError):
+    """Another worker of the run cannot be reached, or is gone.
+
+    Programs print the message and exit with code 143: start again, and all goes on.
     """

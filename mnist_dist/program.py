@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from mnist_dist.errors import InputError
+from mnist_dist.errors import InputError, PeerError
 
 EXIT_INPUT = 2  # wrong flags, configuration or data: never worth retrying
 EXIT_STOPPED = 143  # stopped after saving: run it again and it goes on
@@ -18,7 +18,8 @@ EXIT_STOPPED = 143  # stopped after saving: run it again and it goes on
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs `main` on the parsed command line and exits with its code.
 
-    Wrong flags and every `InputError` become one line on standard error, exit 2.
+    Wrong flags and every `InputError` become one line on standard error, exit 2; so
+    does every `PeerError`, exit 143.
     """
     # Before TensorFlow is imported, which reads them then.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -35,6 +36,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             return main(argv)
         except InputError as error:
             _fail(error)
+        except PeerError as error:
+            _fail(error, code=EXIT_STOPPED)
         except KeyboardInterrupt:
             sys.exit(130)
 
@@ -77,7 +80,7 @@ def _asks_help(argv: list[str]) -> bool:
     return any(arg.lstrip("-").startswith("help") for arg in argv[1:])
 
 
-def _fail(error: Exception) -> NoReturn:
+def _fail(error: Exception, *, code: int = EXIT_INPUT) -> NoReturn:
     name = os.path.basename(sys.argv[0]).removesuffix(".py")
     print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(EXIT_INPUT)
+    sys.exit(code)
