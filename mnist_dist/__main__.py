@@ -5,7 +5,10 @@ import sys
 
 from mnist_dist import __version__
 
-VERBS = {"train": "trains, evaluates, checkpoints, summarises and exports"}
+VERBS = {
+    "train": "trains, evaluates, checkpoints, summarises and exports",
+    "launch": "starts several workers of train on this host: launch FLAGS -- TRAIN FLAGS",
+}
 
 
 def main() -> None:

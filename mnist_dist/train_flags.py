@@ -1,5 +1,7 @@
 """The flags of `train`, and what can be checked before TensorFlow is imported."""
 
+from collections.abc import Sequence
+
 from absl import flags
 
 from mnist_dist.errors import InputError
@@ -39,10 +41,20 @@ _enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Of the computatio
 _enum("enable_xla", "auto", ["auto", "on", "off"], "Compile the device loop.")
 
 # On what.
-_enum("distribution_strategy", "auto", ["auto", "one_device", "mirrored"], "Strategy.")
+_enum(
+    "distribution_strategy",
+    "auto",
+    ["auto", "one_device", "mirrored", "multi_worker_mirrored"],
+    "auto: by the number of devices and workers.",
+)
 _int("num_gpus", -1, "GPUs to use; -1: all.", lower_bound=-1)
 _int("logical_cpus", 1, "Devices to split the CPU into.", lower_bound=1)
 _enum("all_reduce_alg", "auto", ["auto", "nccl", "hierarchical_copy"], "Of mirrored.")
+
+# With whom. Without these flags TF_CONFIG or Slurm may tell.
+_string("worker_hosts", None, "host:port of every worker, by rank, with commas.")
+_int("task_index", None, "This worker's place in --worker_hosts.", lower_bound=0)
+_float("cluster_timeout", 300.0, "Seconds to wait for all workers.", lower_bound=1)
 
 # What happens at which steps.
 _int("eval_interval", None, "Steps; default one epoch.", lower_bound=1)
@@ -87,6 +99,21 @@ def check_flags() -> None:
             "expected 0; adamw is Adam with weight decay"
         )
     profile_steps()
+
+
+def parse(args: Sequence[str]) -> None:
+    """Parses and checks a command line of flags alone.
+
+    Raises:
+      InputError: it is wrong.
+    """
+    try:
+        rest = FLAGS(["train", *args])[1:]
+    except flags.Error as error:
+        raise InputError(str(error)) from None
+    if rest:
+        raise InputError(f"unexpected argument {rest[0]!r}: flags begin with --")
+    check_flags()
 
 
 def values() -> dict[str, object]:
