@@ -1,4 +1,4 @@
-"""The exceptions that say what to do: correct the input, or start again."""
+"""The exceptions that a user reads as one line, without a traceback."""
 
 
 class InputError(ValueError):
@@ -9,8 +9,16 @@ class InputError(ValueError):
     """
 
 
+class RunError(RuntimeError):
+    """The run cannot go on: the disk is full, the loss is not finite.
+
+    The message is one line saying why and what is left. Programs exit with code 1.
+    """
+
+
 class PeerError(RuntimeError):
     """Another worker of the run cannot be reached, or is gone.
 
-    Programs print the message and exit with code 143: start again, and all goes on.
+    The message is one line naming it. Programs exit with code 143: start all workers
+    again, and the run goes on.
     """

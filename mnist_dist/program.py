@@ -4,22 +4,29 @@ import contextlib
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
 
-from mnist_dist.errors import InputError, PeerError
+from mnist_dist.errors import InputError, PeerError, RunError
 
+EXIT_FAILED = 1
 EXIT_INPUT = 2  # wrong flags, configuration or data: never worth retrying
 EXIT_STOPPED = 143  # stopped after saving: run it again and it goes on
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
+def run(
+    main: Callable[[Sequence[str]], int | None], *, leaves_at_once: bool = False
+) -> None:
     """Runs `main` on the parsed command line and exits with its code.
 
-    Wrong flags and every `InputError` become one line on standard error, exit 2; so
-    does every `PeerError`, exit 143.
+    Wrong flags and every `InputError` become one line on standard error, exit 2;
+    every `RunError` one line, exit 1; every `PeerError` one line, exit 143.
+
+    With `leaves_at_once` nothing is torn down at the end: a worker's TensorFlow takes
+    seconds for that, and more if another worker is gone.
     """
     # Before TensorFlow is imported, which reads them then.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -35,13 +42,25 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
                 )
             return main(argv)
         except InputError as error:
-            _fail(error)
+            _fail(error, EXIT_INPUT)
+        except RunError as error:
+            _fail(error, EXIT_FAILED)
         except PeerError as error:
-            _fail(error, code=EXIT_STOPPED)
+            _fail(error, EXIT_STOPPED)
         except KeyboardInterrupt:
             sys.exit(130)
 
-    app.run(guarded, flags_parser=_parse)
+    try:
+        app.run(guarded, flags_parser=_parse)
+    except SystemExit as end:
+        if leaves_at_once and (end.code is None or isinstance(end.code, int)):
+            _leave(end.code or 0)
+        raise
+    except BaseException:
+        if leaves_at_once:
+            traceback.print_exc()
+            _leave(EXIT_FAILED)
+        raise
 
 
 @contextlib.contextmanager
@@ -66,6 +85,13 @@ def quiet_imports() -> Iterator[None]:
             os.close(stderr)
 
 
+def _leave(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
+    os._exit(code)
+
+
 def _parse(argv: list[str]) -> list[str]:
     try:
         # absl knows --help only from its own parser of the command line.
@@ -73,14 +99,14 @@ def _parse(argv: list[str]) -> list[str]:
             app.parse_flags_with_usage(argv) if _asks_help(argv) else flags.FLAGS(argv)
         )
     except flags.Error as error:
-        _fail(error)
+        _fail(error, EXIT_INPUT)
 
 
 def _asks_help(argv: list[str]) -> bool:
     return any(arg.lstrip("-").startswith("help") for arg in argv[1:])
 
 
-def _fail(error: Exception, *, code: int = EXIT_INPUT) -> NoReturn:
+def _fail(error: Exception, code: int) -> NoReturn:
     name = os.path.basename(sys.argv[0]).removesuffix(".py")
     print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(code)

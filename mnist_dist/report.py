@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from mnist_dist.data import Dataset
 from mnist_dist.run_directory import checkpoint_dir
+from mnist_dist.run_plan import RunPlan
 from mnist_dist.train_state import TrainState, weight_path
 from mnist_dist.training import TrainingRun
 
@@ -15,12 +16,11 @@ from mnist_dist.training import TrainingRun
 def describe_run(
     *,
     model_dir: str,
+    plan: RunPlan,
     dataset: Dataset,
     strategy: tf.distribute.Strategy,
     state: TrainState,
     global_batch_size: int,
-    total_steps: int,
-    steps_per_epoch: int,
     use_xla: bool,
     is_resident: bool,
 ) -> str:
@@ -40,7 +40,7 @@ def describe_run(
         "evaluation": f"{len(dataset.evaluation.labels):,} {dataset.evaluation.name} "
         "images",
         "batch": f"{global_batch_size} global, {global_batch_size // replicas} a replica",
-        "steps": f"{total_steps:,}, {steps_per_epoch:,} an epoch",
+        "steps": f"{plan.total_steps:,}, {plan.steps_per_epoch:,} an epoch",
         "model": f"{state.model.name}, {num_parameters(state):,} parameters",
     }
     for layer, count in _parameters_by_layer(state).items():
@@ -50,10 +50,10 @@ def describe_run(
     return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
 
 
-def describe_stop(model_dir: str, step: int, signal_name: str) -> str:
+def describe_stop(model_dir: str, step: int, signal_name: str | None) -> str:
     """Returns the last words of a run that a signal stopped."""
     return (
-        f"stopped by {signal_name} at step {step:,} and saved; the same command goes "
+        f"stopped by {signal_name or 'a signal to another worker'} at step {step:,} and saved; the same command goes "
         f"on from there (--model_dir={model_dir})"
     )
 
