@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
     lock = None if FLAGS.dry_run else run_directory.open_for_writing(FLAGS.model_dir)
     arrays = None
     if not FLAGS.overwrite:
-        if not FLAGS.override_config:
+        if FLAGS.restore != "none" and not FLAGS.override_config:
             run_directory.check_settings(FLAGS.model_dir, settings)
         arrays = checkpoints.find_start(
             run_directory.checkpoint_dirs(FLAGS.model_dir),
