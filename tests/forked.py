@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import resource
 import runpy
 import subprocess
 import sys
@@ -58,10 +59,14 @@ class ForkServer:
             text=True,
         )
 
-    def start(self, module: str, *arguments: str) -> Process:
+    def start(
+        self, module: str, *arguments: str, limits: dict[str, int] | None = None
+    ) -> Process:
+        """Starts `python -m module arguments`, under limits as `resource` names them."""
         self._count += 1
         files = str(self._folder / str(self._count))
         request = {"module": module, "arguments": arguments, "files": files}
+        request["limits"] = limits or {}
         return Process(self, self.request(request), files)
 
     def request(self, request: dict) -> int:
@@ -96,6 +101,8 @@ def _run(request: dict) -> None:
         path = f"{request['files']}.{suffix}"
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for name, limit in request["limits"].items():
+        resource.setrlimit(getattr(resource, name), (limit, limit))
     sys.argv = [request["module"], *request["arguments"]]
     code: object = 1
     try:

@@ -1,5 +1,6 @@
 """The train program, run as a user runs it."""
 
+import functools
 import gzip
 import json
 import os
@@ -324,27 +325,84 @@ def test_not_finite_loss_ends_the_run_and_keeps_the_last_good(
     assert all(np.all(np.isfinite(array)) for array in arrays.values())
 
 
-def test_full_disk_ends_the_run_with_the_reason(fork_server, train, tmp_path):
-    """With a limit on the size of files, where a small disk cannot be had."""
-    train(tmp_path, "--train_steps=40", "--noexport")
-    good = final_arrays(tmp_path)
-    result = subprocess.run(
-        [
-            *("bash", "-c", 'ulimit -f 200; exec "$@"', "-", sys.executable, "-m"),
-            *("mnist_dist.train", f"--model_dir={tmp_path}", *COMMON),
-            "--train_steps=400",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
+@pytest.fixture(params=["tmpfs", "file size limit"])
+def start_on_full_disk(request, fork_server, tmp_path):
+    """A function that starts a training whose disk fills up after some checkpoints."""
+    if request.param == "file size limit":
+        # Checkpoints of this model have 1.2 MB; the limit is 1 MB.
+        def start(*flags):
+            return fork_server.start(
+                "mnist_dist.train", *flags, limits={"RLIMIT_FSIZE": 1 << 20}
+            )
+
+        yield tmp_path, start
+        return
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small tmpfs needs root; the file size limit is tested instead")
+    yield disk, functools.partial(fork_server.start, "mnist_dist.train")
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_full_disk_ends_the_run_with_the_reason(start_on_full_disk, train):
+    run, start = start_on_full_disk
+    train(run, "--train_steps=40", "--noexport")
+    good = final_arrays(run)
+    process = start(
+        f"--model_dir={run}", *COMMON, "--train_steps=400", "--max_to_keep=9"
     )
-    assert result.returncode == 1
-    assert "cannot be written" in result.stderr
-    assert result.stderr.count("\n") == 1
-    found = final_arrays(tmp_path)
+    assert process.wait() == 1
+    assert "cannot be written" in process.stderr()
+    assert process.stderr().count("\n") == 1
+    found = load_arrays(f"{run}/checkpoints/ckpt-40")
     for name, array in good.items():
         np.testing.assert_array_equal(found[name], array)
-    assert not list((tmp_path / "checkpoints").glob(".writing*"))
+    assert not list((run / "checkpoints").glob(".writing*"))
+    assert final_arrays(run)["step"] >= 40
+
+
+def test_read_only_directory_is_refused(undisturbed, run_train, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode == 0:
+        make_read_only = ["mount", "-o", "remount,ro", str(disk)]
+    else:
+        make_read_only = ["chmod", "-R", "a-w", str(disk)]
+    shutil.copytree(undisturbed[0], disk / "run")
+    subprocess.run(make_read_only, check=True)
+    try:
+        result = run_train(f"--model_dir={disk}/run", *COMMON, "--train_steps=140")
+        assert result.returncode == 2
+        assert "expected a directory to write to" in result.stderr
+        assert final_arrays(disk / "run")["step"] == 120
+    finally:
+        subprocess.run(["umount", str(disk)], capture_output=True)
+
+
+def test_all_checkpoints_damaged_exits_2_and_touches_nothing(
+    undisturbed, run_train, tmp_path
+):
+    shutil.copytree(undisturbed[0], tmp_path / "run")
+    for path in [*(tmp_path / "run").rglob("ckpt-*.data*")]:
+        os.truncate(path, 100)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    result = run_train(f"--model_dir={tmp_path}/run", *COMMON, "--train_steps=120")
+    assert result.returncode == 2
+    assert "checkpoints are damaged" in result.stderr.splitlines()[-1]
+    lock = tmp_path / "run" / ".lock"
+    after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert {**after, lock: b""} == {**before, lock: b""}
+
+
+def test_compiled_run_in_two_parts_equals_the_whole_bit_for_bit(train, tmp_path):
+    flags = ["--enable_xla=on", "--noexport", "--train_epochs=0.3"]
+    train(tmp_path / "whole", *flags)
+    train(tmp_path / "parts", *flags, "--steps_per_loop=7")
+    train(tmp_path / "parts", *flags, "--restore=80")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_two_replicas_give_the_loss_curve_of_one(undisturbed, tmp_path, train):
