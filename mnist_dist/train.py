@@ -148,7 +148,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         if not FLAGS.dry_run:
             lock = run_directory.open_for_writing(FLAGS.model_dir)
         if not FLAGS.overwrite:
-            if not FLAGS.override_config:
+            if FLAGS.restore != "none" and not FLAGS.override_config:
                 run_directory.check_settings(FLAGS.model_dir, settings)
             arrays = checkpoints.find_start(
                 run_directory.checkpoint_dirs(FLAGS.model_dir),

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import resource
 import runpy
 import subprocess
 import sys
@@ -21,7 +22,7 @@ class Process:
 
     server: "ForkServer"
     pid: int
-    output_path: Path
+    files: str
 
     def kill(self, signal_number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -30,15 +31,17 @@ class Process:
     def wait(self) -> int:
         return self.server.request({"wait": self.pid})
 
-    def output(self) -> str:
-        """Standard output and error so far."""
-        return self.output_path.read_text()
+    def stdout(self) -> str:
+        return Path(f"{self.files}.out").read_text()
+
+    def stderr(self) -> str:
+        return Path(f"{self.files}.err").read_text()
 
     def wait_for(self, path: Path, *, seconds: float = 120) -> None:
         """Returns when `path` exists."""
         deadline = time.monotonic() + seconds
         while not path.exists():
-            assert time.monotonic() < deadline, self.output()
+            assert time.monotonic() < deadline, self.stderr()
             time.sleep(0.005)
 
 
@@ -56,11 +59,15 @@ class ForkServer:
             text=True,
         )
 
-    def start(self, module: str, *arguments: str) -> Process:
+    def start(
+        self, module: str, *arguments: str, limits: dict[str, int] | None = None
+    ) -> Process:
+        """Starts `python -m module arguments`, under limits as `resource` names them."""
         self._count += 1
-        path = self._folder / f"output-{self._count}"
-        request = {"module": module, "arguments": arguments, "output": str(path)}
-        return Process(self, self.request(request), path)
+        files = str(self._folder / str(self._count))
+        request = {"module": module, "arguments": arguments, "files": files}
+        request["limits"] = limits or {}
+        return Process(self, self.request(request), files)
 
     def request(self, request: dict) -> int:
         assert self._process.stdin is not None
@@ -90,12 +97,12 @@ def _serve() -> None:
 
 
 def _run(request: dict) -> None:
-    descriptor = os.open(
-        request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600
-    )
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
+    for stream, suffix in ((1, "out"), (2, "err")):
+        path = f"{request['files']}.{suffix}"
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for name, limit in request["limits"].items():
+        resource.setrlimit(getattr(resource, name), (limit, limit))
     sys.argv = [request["module"], *request["arguments"]]
     code: object = 1
     try:
