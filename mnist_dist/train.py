@@ -89,6 +89,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         FLAGS.distribution_strategy,
         cluster=cluster,
         greeting=train_flags.shared() | {"data_checksum": dataset.checksum},
+        is_stopping=lambda: stop.signal_name is not None,
         **pick("cluster_timeout peer_timeout num_gpus logical_cpus all_reduce_alg"),
     )
     stop.listen()  # with several workers TensorFlow has taken SIGTERM

@@ -207,6 +207,20 @@ def test_missing_worker_is_named_in_time(start, tmp_path):
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
 
 
+def test_signal_ends_the_wait_for_a_missing_worker(start, tmp_path):
+    (chief,) = start(tmp_path, "--train_steps=40", ranks=[0])
+    deadline = time.monotonic() + 30
+    while "worker 0 is chief" not in chief.stdout():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.5)
+    began = time.monotonic()
+    chief.kill(signal.SIGTERM)
+    assert chief.wait() == 143
+    assert time.monotonic() - began < 5
+    assert "stopped while waiting for worker 1 (127.0.0.1:" in chief.stderr()
+
+
 def test_workers_started_otherwise_are_refused(start, tmp_path):
     group = start(tmp_path, "--train_steps=40", own_flags={1: ["--seed=2"]})
     finish(group, code=2)
