@@ -19,7 +19,7 @@ import socketserver
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from mnist_dist.errors import InputError, PeerError
@@ -214,7 +214,7 @@ def _from_tf_config(text: str) -> Cluster:
 
 
 def _from_slurm(environ: Mapping[str, str]) -> Cluster:
-    nodes = _node_names(environ["SLURM_STEP_NODELIST"])
+    nodes = _node_addresses(environ["SLURM_STEP_NODELIST"])
     tasks = _tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
     if len(tasks) != len(nodes):
         raise InputError(
@@ -252,18 +252,25 @@ def _slurm_number(environ: Mapping[str, str], name: str) -> int:
     return int(text)
 
 
-def _node_names(node_list: str) -> list[str]:
-    command = ["scontrol", "show", "hostnames", node_list]
+def _node_addresses(node_list: str) -> list[str]:
+    """The nodes' network addresses, in the order of the list: names need not resolve."""
+    names = _scontrol("show", "hostnames", node_list).split()
+    nodes = _scontrol("--oneliner", "show", "node", node_list)
+    addresses = dict(re.findall(r"NodeName=(\S+).*?\bNodeAddr=(\S+)", nodes))
+    return [addresses.get(name, name) for name in names]
+
+
+def _scontrol(*arguments: str) -> str:
+    command = ["scontrol", *arguments]
     try:
-        result = subprocess.run(
+        return subprocess.run(
             command, capture_output=True, text=True, timeout=30, check=True
-        )
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise InputError(
             f"SLURM_STEP_NODELIST: {' '.join(command)} failed: {error}; expected "
             "Slurm's client on this node"
         ) from error
-    return result.stdout.split()
 
 
 def _tasks_per_node(text: str) -> list[int]:
@@ -280,7 +287,11 @@ def _tasks_per_node(text: str) -> list[int]:
 
 
 def meet_peers(
-    cluster: Cluster, *, greeting: Mapping[str, object], timeout: float
+    cluster: Cluster,
+    *,
+    greeting: Mapping[str, object],
+    timeout: float,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Returns when every worker has reached every other on its cluster port.
 
@@ -293,10 +304,11 @@ def meet_peers(
       cluster: with several workers.
       greeting: what must be the same on all of them, as JSON values by name.
       timeout: seconds.
+      is_stopping: whether to wait no longer.
 
     Raises:
       PeerError: a peer could not be reached, or could not reach this worker, or the
-        port is taken.
+        port is taken, or the wait was stopped.
       InputError: a peer's greeting is another.
     """
     meeting = _Meeting(cluster, greeting=greeting)
@@ -306,7 +318,7 @@ def meet_peers(
             threading.Thread(
                 target=meeting.ask, args=(rank, deadline), daemon=True
             ).start()
-        meeting.wait(deadline, timeout=timeout)
+        meeting.wait(deadline, timeout=timeout, is_stopping=is_stopping)
 
 
 class _Meeting:
@@ -354,14 +366,24 @@ class _Meeting:
             _send(connection, self.message)
             self._note(self._asked, message)
 
-    def wait(self, deadline: float, *, timeout: float) -> None:
+    def wait(
+        self, deadline: float, *, timeout: float, is_stopping: Callable[[], bool]
+    ) -> None:
         """Returns when all have answered and asked."""
         needed = set(self.peers)
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._difference or self._answered == self._asked == needed,
-                timeout=max(deadline - time.monotonic(), 0),
-            )
+            while time.monotonic() < deadline and not (
+                self._difference or self._answered == self._asked == needed
+            ):
+                if is_stopping():
+                    missing = needed - (self._answered & self._asked)
+                    names = [
+                        f"{r} ({self.cluster.workers[r]})" for r in sorted(missing)
+                    ]
+                    raise PeerError(
+                        f"stopped while waiting for worker {', '.join(names)}"
+                    )
+                self._changed.wait(0.2)
             if self._difference:
                 raise InputError(self._difference)
             for rank in sorted(needed - (self._answered & self._asked)):

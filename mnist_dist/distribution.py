@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -36,6 +36,7 @@ def create_strategy(
     greeting: Mapping[str, object] | None = None,
     cluster_timeout: float = 300.0,
     peer_timeout: float = 10.0,
+    is_stopping: Callable[[], bool] = lambda: False,
     num_gpus: int = -1,
     logical_cpus: int = 1,
     all_reduce_alg: str = "auto",
@@ -52,6 +53,7 @@ def create_strategy(
       greeting: JSON values that must be the same on all workers.
       cluster_timeout: seconds to wait for all workers to come.
       peer_timeout: seconds without a sign of life after which a worker is lost.
+      is_stopping: whether to wait for workers no longer.
       num_gpus: GPUs that this worker uses; -1 is all, or its share of those of the
         host where they are not this worker's alone; 0 is the CPU.
       logical_cpus: splits the CPU into so many devices, which tests use to run
@@ -88,6 +90,7 @@ def create_strategy(
             cluster,
             greeting={**(greeting or {}), "number of GPUs": len(gpus)},
             timeout=cluster_timeout,
+            is_stopping=is_stopping,
         )
         if cluster.is_chief:
             logging.warning(PORT_WARNING)

@@ -26,13 +26,14 @@ def describe_run(
 ) -> str:
     """Returns the plan of a run, a line for each thing that was decided."""
     replicas = strategy.num_replicas_in_sync
-    devices = [
-        d.removeprefix("/job:localhost").removeprefix("/replica:0/task:0")
-        for d in strategy.extended.worker_devices
-    ]
+    devices = [f"/{d.rpartition('/')[2]}" for d in strategy.extended.worker_devices]
+    workers = replicas // len(devices)
+    # What TensorFlow calls it inside.
+    name = type(strategy).__name__.replace("CollectiveAllReduce", "MultiWorkerMirrored")
     lines = {
         "devices": ", ".join(devices),
-        "strategy": f"{type(strategy).__name__}, {_count(replicas, 'replica')}, "
+        "strategy": f"{name}, {_count(replicas, 'replica')}"
+        f"{f' on {workers} workers' if workers > 1 else ''}, "
         f"XLA {'on' if use_xla else 'off'}",
         "data": f"{dataset.source}: {len(dataset.train.labels):,} training images "
         f"{'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes, "

@@ -15,7 +15,10 @@ Several workers: `launch` starts them, or Slurm, or Kubernetes, or a person on e
 """
 
 import contextlib
+import os
+import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from mnist_dist import program, train_flags
 from mnist_dist.cluster import Cluster, find_cluster
@@ -28,12 +31,27 @@ def main(argv: Sequence[str]) -> int:
     del argv
     train_flags.check_flags()
     cluster = find_cluster(**pick("worker_hosts task_index"))
+    if cluster.is_evaluator or cluster.num_workers > 1:
+        print(cluster.describe(), flush=True)
+    if cluster.is_evaluator:
+        become_evaluator()
     stop = StopRequest()
     # TensorFlow takes seconds to import: not before the flags are known to be good.
     with program.quiet_imports():
         from mnist_dist.distribution import names_lost_peers
     with names_lost_peers():
         return train(cluster, stop)
+
+
+def become_evaluator() -> NoReturn:
+    """Goes on as `evaluate --watch` on this run, in this process."""
+    given = [
+        f"--{name}={value}"
+        for name, value in pick("model_dir data_dir num_gpus").items()
+        if value is not None
+    ]
+    command = [sys.executable, "-m", "mnist_dist.evaluate", "--watch", *given]
+    os.execv(sys.executable, command)
 
 
 def train(cluster: Cluster, stop: StopRequest) -> int:
@@ -67,12 +85,11 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         tf.config.experimental.enable_op_determinism()
     dataset = load_dataset(FLAGS.data_dir, **pick("validation_examples"))
     plan = train_flags.run_plan(len(dataset.train.labels))
-    if cluster.num_workers > 1:
-        print(cluster.describe(), flush=True)
     strategy = distribution.create_strategy(
         FLAGS.distribution_strategy,
         cluster=cluster,
         greeting=train_flags.shared() | {"data_checksum": dataset.checksum},
+        is_stopping=lambda: stop.signal_name is not None,
         **pick("cluster_timeout peer_timeout num_gpus logical_cpus all_reduce_alg"),
     )
     stop.listen()  # with several workers TensorFlow has taken SIGTERM
