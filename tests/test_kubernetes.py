@@ -347,7 +347,9 @@ def is_admitted(objects, *, source, target, port):
         ports = rule.get("ports", [{"protocol": "TCP", "port": port}])
         return from_it and {"protocol": "TCP", "port": port} in ports
 
-    return any(admits(rule) for policy in policies for rule in policy.get("ingress", []))
+    return any(
+        admits(rule) for policy in policies for rule in policy.get("ingress", [])
+    )
 
 
 def test_ports_are_open_to_the_workers_alone(objects):
@@ -425,7 +427,9 @@ def test_gpus_and_their_shared_memory(variants):
     for name in VARIANTS:
         worker = templates(variants[name])["worker"]
         has_gpus = name.endswith("-gpu")
-        assert ("nvidia.com/gpu" in container(worker)["resources"]["limits"]) is has_gpus
+        assert (
+            "nvidia.com/gpu" in container(worker)["resources"]["limits"]
+        ) is has_gpus
         mounts = {m["mountPath"]: m["name"] for m in container(worker)["volumeMounts"]}
         assert ("/dev/shm" in mounts) is has_gpus
         if has_gpus:
@@ -452,7 +456,9 @@ def test_images_are_those_that_the_dockerfile_says_to_build(objects):
 def test_images_move_to_a_registry_by_one_entry_each(tmp_path, directory):
     name = f"{directory}/kustomization.yaml"
     component = "[gpu]" if directory == "." else "[../gpu]"
-    root = copy_manifests(tmp_path, (name, "components: []", f"components: {component}"))
+    root = copy_manifests(
+        tmp_path, (name, "components: []", f"components: {component}")
+    )
     text = (root / name).read_text()
     for image in ("mnist-dist", "mnist-dist-gpu"):
         old = f"  - name: {image}\n"
