@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import kubernetes_validate
@@ -512,4 +513,9 @@ def test_wheel_is_built_from_what_dockerignore_lets_through(tmp_path):
     subprocess.run(command, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name == f"mnist_dist-{__version__}-py3-none-any.whl"
-    assert wheel.stat().st_size > 10_000_000  # the data set is inside
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = [n for n in names if n.endswith(".dist-info/METADATA")]
+        assert "\n# mnist_dist\n" in archive.read(metadata).decode()  # the README
+    assert sum(name.endswith("-ubyte.gz") for name in names) == 4
+    assert any(name.endswith("/LICENSE") for name in names)
