@@ -123,10 +123,13 @@ def test_wrong_flags_are_named(hosts, index, message):
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """Environment of the fourth task of five, on n10 of n9 and n10."""
+    """Environment of the fourth task of five, on n10 (at far10) of n9 and n10."""
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(
-        '#!/bin/sh\n[ "$*" = "show hostnames n[9-10]" ] && printf "n9\\nn10\\n"\n'
+        '#!/bin/sh\ncase "$*" in\n'
+        '"show hostnames n[9-10]") printf "n9\\nn10\\n" ;;\n'
+        '"--oneliner show node n[9-10]") echo "NodeName=n10 Arch=x NodeAddr=far10 Port=1"'
+        ' ;;\n*) exit 1 ;;\nesac\n'
     )
     scontrol.chmod(scontrol.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -144,7 +147,7 @@ def slurm(tmp_path, monkeypatch):
 def test_slurm_gives_workers_in_node_list_order_with_ports_of_their_own(slurm):
     found = find_cluster(slurm)
     hosts, ports = zip(*(w.split(":") for w in found.workers), strict=True)
-    assert hosts == ("n9", "n9", "n9", "n10", "n10")
+    assert hosts == ("n9", "n9", "n9", "far10", "far10")
     assert len(set(ports)) == 5
     assert found.rank == 3
     assert found.host_peers == [3, 4]

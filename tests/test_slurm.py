@@ -14,11 +14,12 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = "launch/slurm.sbatch"
 FLAGS = [
     "--model=mlp",
-    "--train_steps=300",
+    "--train_steps=2000",
+    "--learning_rate=5e-4",
     "--global_batch_size=64",
-    "--checkpoint_interval=50",
-    "--summary_interval=10",
-    "--eval_interval=100",
+    "--checkpoint_interval=100",
+    "--summary_interval=100",
+    "--eval_interval=1000",
     "--noexport",
 ]
 reason = missing()
@@ -74,7 +75,7 @@ class Job:
 
 
 def assert_close(found, expected):
-    assert found["step"] == expected["step"] == 300
+    assert found["step"] == expected["step"] == 2000
     for name, array in expected.items():
         if name.startswith(("model/", "ema/")):
             np.testing.assert_allclose(
@@ -87,7 +88,7 @@ def one_process(fork_server, tmp_path_factory):
     run = tmp_path_factory.mktemp("one") / "run"
     process = fork_server.start("mnist_dist.train", f"--model_dir={run}", *FLAGS)
     assert process.wait() == 0, process.stderr()
-    return load_arrays(f"{run}/checkpoints/ckpt-300")
+    return load_arrays(f"{run}/checkpoints/ckpt-2000")
 
 
 def test_job_is_requeued_after_usr1_and_ends_as_one_process(
