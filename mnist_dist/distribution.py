@@ -143,12 +143,14 @@ def broadcast_from_chief(
 
 
 @contextlib.contextmanager
-def names_lost_peers() -> Iterator[None]:
+def names_lost_peers(cluster: Cluster) -> Iterator[None]:
     """Turns what TensorFlow raises when another worker is gone into a PeerError."""
     try:
         yield
     except _LOST as error:
-        if "ollective" not in str(error):
+        if cluster.num_workers == 1 or (
+            isinstance(error, tf.errors.InternalError) and "ollective" not in str(error)
+        ):
             raise
         reason = next(
             (line for line in str(error).splitlines() if "aborted by:" in line),

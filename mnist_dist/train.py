@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     # TensorFlow takes seconds to import: not before the flags are known to be good.
     with program.quiet_imports():
         from mnist_dist.distribution import names_lost_peers
-    with names_lost_peers():
+    with names_lost_peers(cluster):
         return train(cluster, stop)
 
 

@@ -294,14 +294,16 @@ def workers_of(launcher):
 
 
 @pytest.mark.slow
-def test_killed_20_times_under_launch_a_run_ends_as_if_undisturbed(
-    fork_server, tmp_path
-):
-    flags = [*COMMON, "--train_steps=6000", "--steps_per_loop=20", "--peer_timeout=5"]
-    flags += ["--learning_rate=1e-4", "--eval_interval=2000"]
+def test_killed_20_times_under_launch_a_run_ends_as_if_undisturbed(tmp_path):
+    flags = [*COMMON, "--train_steps=3000", "--steps_per_loop=20", "--peer_timeout=5"]
+    flags += ["--eval_interval=1000"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish([fork_server.start("mnist_dist.train", f"--model_dir={whole}", *flags)])
     command = [sys.executable, "-m", "mnist_dist", "launch", "--num_workers=2"]
+    subprocess.run(
+        [*command, "--", f"--model_dir={whole}", *flags],
+        capture_output=True,
+        check=True,
+    )
     command += ["--max_restarts=20", "--", f"--model_dir={killed}", *flags]
     rng, directory = random.Random(1), str(killed / "checkpoints")
     launcher = subprocess.Popen(
@@ -331,6 +333,8 @@ def test_killed_20_times_under_launch_a_run_ends_as_if_undisturbed(
         errors = launcher.communicate(timeout=120)[1]
     assert launcher.returncode == 0, errors
     assert errors.count("ended with code 137; restart") == 20
-    assert_same_weights(killed, whole)
-    steps = [r["step"] for r in evaluations(killed)]
-    assert steps == [2000, 4000, 6000]
+    found, expected = final_arrays(killed), final_arrays(whole)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    assert [r["step"] for r in evaluations(killed)] == [1000, 2000, 3000]
