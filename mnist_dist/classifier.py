@@ -79,7 +79,9 @@ def load_classifier(path: str) -> Classifier:
     inputs = serve.structured_input_signature[1]
     outputs = serve.structured_outputs
     images = inputs.get("images")
-    shape = [] if images is None or images.shape.rank is None else images.shape.as_list()
+    shape = (
+        [] if images is None or images.shape.rank is None else images.shape.as_list()
+    )
     if (
         len(inputs) != 1
         or len(shape) != 4
@@ -115,6 +117,22 @@ def load_classifier(path: str) -> Classifier:
     except tf.errors.OpError as error:
         raise _unusable(path, error) from error
     return Classifier(path, tuple(shape[1:]), probabilities.shape[1], classify)
+
+
+def select_best(
+    probabilities: np.ndarray, logits: np.ndarray, top_k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Selects the most probable classes.
+
+    By the logits, as the SavedModel's own `classes` are: float32 probabilities of
+    different logits can be equal. Of equal logits the lower class is first.
+
+    Returns:
+      int64 [n, top_k] classes, the most probable first, and float32 [n, top_k] their
+      probabilities.
+    """
+    classes = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
+    return classes, np.take_along_axis(probabilities, classes, axis=1)
 
 
 def _described(signature: dict) -> str:
