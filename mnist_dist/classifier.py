@@ -43,7 +43,7 @@ def find_saved_model(directory: str) -> str:
         names = [name.rstrip("/") for name in tf.io.gfile.listdir(directory)]
     except tf.errors.OpError as error:
         raise InputError(
-            f"{directory!r}: cannot be listed, expected a SavedModel or a directory "
+            f"{directory!r}: no directory that can be listed, expected a SavedModel or one "
             "with its versions"
         ) from error
     versions = [name for name in names if name.isascii() and name.isdigit()]

@@ -18,7 +18,7 @@ FORMATS = ("table", "json", "csv")
 _DRAWING_WIDTH, _DRAWING_HEIGHT = 14, 7  # a character is about twice as high as wide
 _BLOCKS = " ▄▀█"
 _SHADES = " .:-=+*#%@"
-_LIGHT = 90  # a block is lit from this mean level on: thin strokes stay whole
+_LIGHT = 64  # a block is lit from this mean level on: thin strokes stay whole
 
 
 def format_header(output_format: str, *, top_k: int) -> str:
