@@ -108,17 +108,24 @@ def read_batches(
       prepare: called with pictures uint8 [n, h, w] or [n, h, w, 1 or 3] and `name`,
         which names the file in errors; returns them uint8 [n, height, width,
         channels]. Called in several threads.
-      batch_size: a batch has at least so many pictures, but for the last one, and
-        fewer than twice as many.
+      batch_size: a batch has at least so many pictures, but for the last and those
+        before an error, and fewer than twice as many.
       num_threads: decode so many files at a time.
 
     Yields:
-      Batches, and for each file that is wrong an `InputError`; of an array that
-      is found damaged on the way, after the pictures before the damage.
+      Batches, and in the place of each file that is wrong an `InputError`; of an
+      array that is damaged further on, behind its pictures before the damage.
     """
     paths: list[str] = []
     indices: list[int | None] = []
     pieces: list[np.ndarray] = []
+
+    def take_batch() -> Batch:
+        batch = Batch(paths[:], indices[:], np.concatenate(pieces))
+        for collected in (paths, indices, pieces):
+            collected.clear()
+        return batch
+
     with contextlib.closing(
         _load_ahead(
             files, prepare=prepare, piece_size=batch_size, num_threads=num_threads
@@ -126,6 +133,8 @@ def read_batches(
     ) as loaded:
         for item in loaded:
             if isinstance(item, InputError):
+                if paths:
+                    yield take_batch()
                 yield item
                 continue
             path, first, images = item
@@ -133,10 +142,9 @@ def read_batches(
             indices += [None] if first is None else range(first, first + len(images))
             pieces.append(images)
             if len(paths) >= batch_size:
-                yield Batch(paths, indices, np.concatenate(pieces))
-                paths, indices, pieces = [], [], []
+                yield take_batch()
     if paths:
-        yield Batch(paths, indices, np.concatenate(pieces))
+        yield take_batch()
 
 
 # Index of the first picture in its array, or None, and the prepared pictures.

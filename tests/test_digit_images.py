@@ -40,7 +40,9 @@ def photographed(image, rng):
     top, left = rng.integers(0, 300 - 120, 2)
     ink = placed(scaled(image, 120), canvas=300, top=top, left=left) / 255.0
     paper, pen = np.array([230.0, 220, 180]), np.array([70.0, 80, 120])
-    light = paper + ink[..., np.newaxis] * (pen - paper) + rng.normal(0, 8, (300, 300, 1))
+    light = (
+        paper + ink[..., np.newaxis] * (pen - paper) + rng.normal(0, 8, (300, 300, 1))
+    )
     return light.clip(0, 255).astype(np.uint8)
 
 
@@ -119,7 +121,7 @@ def test_digit_fills_the_box_and_its_mass_is_in_the_middle(digits, side):
         found = form(scaled(digit, side))
         longer = max(num_lit(found.max(axis=0)), num_lit(found.max(axis=1)))
         assert 19 <= longer <= 20
-        assert found.max() >= 250
+        assert found.max() >= 240
         mass = found / found.sum()
         # MNIST's own is there, to half a pixel.
         assert abs(mass.sum(axis=1) @ np.arange(28) - 14) <= 0.51
