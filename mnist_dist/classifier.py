@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -141,5 +142,7 @@ def _described(signature: dict) -> str:
 
 
 def _unusable(path: str, error: Exception) -> InputError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return InputError(f"{path!r}: not a SavedModel that can be used ({lines[0][:200]})")
+    # TensorFlow names the node that failed first, and adds its stack in more lines.
+    text = re.sub(r"^\{\{.*?\}\} ", "", str(error)).strip() or type(error).__name__
+    reason = text.splitlines()[0][:300]
+    return InputError(f"{path!r}: not a SavedModel that can be used ({reason})")
