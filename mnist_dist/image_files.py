@@ -42,7 +42,8 @@ _ENOUGH_PIXELS = 1024
 # What is read while the device computes.
 _TASKS_AHEAD = 8
 _FILES_A_TASK = 16
-_PIECE_BYTES = 1 << 24  # of an array, read at a time
+_PIECE_BYTES = 1 << 24  # of an array, prepared at a time
+_CHUNK_BYTES = 1 << 18  # set aside before it is known to be there
 
 _GZIP = b"\x1f\x8b"
 _NPY = b"\x93NUM"
@@ -98,7 +99,7 @@ def read_batches(
     files: Iterable[str | InputError],
     *,
     prepare: Callable[..., np.ndarray],
-    batch_size: int,
+    images_per_batch: int,
     num_threads: int,
 ) -> Iterator[Batch | InputError]:
     """Reads files and yields their pictures in the files' order.
@@ -108,7 +109,7 @@ def read_batches(
       prepare: called with pictures uint8 [n, h, w] or [n, h, w, 1 or 3] and `name`,
         which names the file in errors; returns them uint8 [n, height, width,
         channels]. Called in several threads.
-      batch_size: a batch has at least so many pictures, but for the last and those
+      images_per_batch: a batch has at least so many pictures, but for the last and those
         before an error, and fewer than twice as many.
       num_threads: decode so many files at a time.
 
@@ -128,7 +129,7 @@ def read_batches(
 
     with contextlib.closing(
         _load_ahead(
-            files, prepare=prepare, piece_size=batch_size, num_threads=num_threads
+            files, prepare=prepare, piece_size=images_per_batch, num_threads=num_threads
         )
     ) as loaded:
         for item in loaded:
@@ -141,7 +142,7 @@ def read_batches(
             paths += [path] * len(images)
             indices += [None] if first is None else range(first, first + len(images))
             pieces.append(images)
-            if len(paths) >= batch_size:
+            if len(paths) >= images_per_batch:
                 yield take_batch()
     if paths:
         yield take_batch()
@@ -213,10 +214,12 @@ def _load(path: str, prepare: Callable[..., np.ndarray], piece_size: int) -> _Pi
     # Standard input neither: a thread that waits for it would not let the program end.
     if path != STANDARD_INPUT:
         name = quoted(path)
-        with open_file(path) as (file, _):
+        with open_file(path) as (file, size):
             head = file.read(4)
             if not _is_array(head):
-                picture = _decode(head + file.read(MAX_ENCODED_BYTES), name=name)
+                # Not more than it may be: reading sets aside what is asked for.
+                data = head + file.read(min(size, MAX_ENCODED_BYTES))
+                picture = _decode(data, name=name)
                 return [(None, prepare(picture[np.newaxis], name=name))]
     return _load_lazily(path, prepare, piece_size)
 
@@ -230,7 +233,8 @@ def _load_lazily(
         if not _is_array(head):
             if not head:
                 raise InputError(f"{name}: found nothing, expected a picture or array")
-            picture = _decode(head + file.read(MAX_ENCODED_BYTES), name=name)
+            data = head + _read_up_to(file, MAX_ENCODED_BYTES)
+            picture = _decode(data, name=name)
             yield None, prepare(picture[np.newaxis], name=name)
             return
         first = 0
@@ -352,7 +356,7 @@ def _read_pieces(
 def _read_up_to(stream: ByteStream, num_bytes: int) -> bytearray:
     data = bytearray()
     while len(data) < num_bytes:
-        chunk = stream.read(num_bytes - len(data))
+        chunk = stream.read(min(num_bytes - len(data), _CHUNK_BYTES))
         if not chunk:
             break
         data += chunk

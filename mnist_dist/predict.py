@@ -5,7 +5,7 @@ With the newest SavedModel of a run, or with any one:
   python -m mnist_dist.predict --export_dir=runs/mnist/export/1875 digit.png
 Arrays of many images, and results for another program:
   python -m mnist_dist.predict --model_dir=runs/mnist --format=json t10k-images-idx3-ubyte.gz
-  curl ... | python -m mnist_dist.predict --model_dir=runs/mnist --format=csv -
+  cat digit.png | python -m mnist_dist.predict --model_dir=runs/mnist --format=csv -
 
 A file may hold a picture of any size, grey or colour (PNG, JPEG, GIF, BMP, PNM, TIFF,
 WebP), or many in one array (.npy of uint8, IDX, IDX in gzip): its content says which.
@@ -45,7 +45,9 @@ _enum(
     "grey images, by resize if it takes colour.",
 )
 flags.DEFINE_integer("top_k", 1, "Classes to give, likeliest first.", lower_bound=1)
-flags.DEFINE_integer("batch_size", 256, "Images a call of the model.", lower_bound=1)
+flags.DEFINE_integer(
+    "images_per_call", 256, "Images to give to the model at a time.", lower_bound=1
+)
 flags.DEFINE_bool(
     "draw", None, "Show in the table what the model sees. Default: on a terminal."
 )
@@ -80,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
             image_shape=classifier.image_shape,
             preprocess=FLAGS.preprocess,
         ),
-        batch_size=FLAGS.batch_size,
+        images_per_batch=FLAGS.images_per_call,
         # Each may hold a large photograph; and much of the work is Python's own.
         num_threads=min(os.cpu_count() or 1, 4),
     )

@@ -34,12 +34,12 @@ def as_is(images, *, name):
     return images if images.ndim == 4 else images[..., np.newaxis]
 
 
-def read(*files, prepare=as_is, batch_size=1, num_threads=2):
+def read(*files, prepare=as_is, images_per_batch=1, num_threads=2):
     return list(
         read_batches(
             [os.fspath(f) if not isinstance(f, InputError) else f for f in files],
             prepare=prepare,
-            batch_size=batch_size,
+            images_per_batch=images_per_batch,
             num_threads=num_threads,
         )
     )
@@ -309,14 +309,14 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
-@pytest.mark.parametrize("batch_size", [1, 64, 1000, 5000])
-def test_arrays_come_in_pieces_and_in_order(tmp_path, kind, batch_size):
+@pytest.mark.parametrize("images_per_batch", [1, 64, 1000, 5000])
+def test_arrays_come_in_pieces_and_in_order(tmp_path, kind, images_per_batch):
     path = tmp_path / "array"
     path.write_bytes(ARRAYS[kind])
-    batches = read(path, path, batch_size=batch_size)
-    assert all(len(b.files) >= batch_size for b in batches[:-1])
+    batches = read(path, path, images_per_batch=images_per_batch)
+    assert all(len(b.files) >= images_per_batch for b in batches[:-1])
     assert all(len(b.files) == len(b.indices) == len(b.images) for b in batches)
-    assert max(len(b.files) for b in batches) < 2 * batch_size
+    assert max(len(b.files) for b in batches) < 2 * images_per_batch
     assert [i for b in batches for i in b.indices] == 2 * list(range(1000))
     assert {f for b in batches for f in b.files} == {str(path)}
     found = np.concatenate([b.images for b in batches])
@@ -377,7 +377,7 @@ def test_bad_headers_of_arrays(tmp_path, content, message):
 def test_array_cut_short_gives_what_is_whole_and_an_error(tmp_path, kind):
     path = tmp_path / "cut"
     path.write_bytes(ARRAYS[kind][: -20 * 300 - 3])
-    *found, error = read(path, batch_size=100)
+    *found, error = read(path, images_per_batch=100)
     assert "too short: found 699 whole images, the header claims 1000" in str(error)
     np.testing.assert_array_equal(
         np.concatenate([b.images for b in found]), IMAGES[:699, ..., np.newaxis]
@@ -389,7 +389,7 @@ def test_damage_behind_the_images_is_reported_too(tmp_path, kind):
     path = tmp_path / "array"
     content = ARRAYS[kind]
     path.write_bytes(content[:-8] + b"damaged!" if kind == "gzip" else content + b"x")
-    batch, error = read(path, batch_size=1000)
+    batch, error = read(path, images_per_batch=1000)
     assert len(batch.files) == 1000
     expected = "damaged gzip data (CRC" if kind == "gzip" else "trailing bytes after"
     assert expected in str(error)
@@ -405,7 +405,7 @@ def test_memory_does_not_grow_with_the_array_nor_with_what_it_claims(
     num_images = 0
     tracemalloc.start()
     for found in read_batches(
-        [str(tmp_path / "large")], prepare=as_is, batch_size=256, num_threads=2
+        [str(tmp_path / "large")], prepare=as_is, images_per_batch=256, num_threads=2
     ):
         if isinstance(found, Batch):
             num_images += len(found.files)
@@ -428,7 +428,9 @@ def test_files_come_in_order_with_their_errors(tmp_path):
         else:
             save(np.full((2, 2), number % 256, np.uint8), files[-1], format="PNG")
     passed_on = InputError("passed on")
-    found = read(*files[:150], passed_on, *files[150:], batch_size=1, num_threads=4)
+    found = read(
+        *files[:150], passed_on, *files[150:], images_per_batch=1, num_threads=4
+    )
     assert len(found) == 301
     assert found[150] is passed_on
     for number, item in zip(range(300), found[:150] + found[151:], strict=True):
@@ -468,7 +470,7 @@ def test_endless_files_are_read_only_a_little_ahead(tmp_path):
     path = str(save(GREY, tmp_path / "a.png"))
     taken = itertools.count()
     batches = read_batches(
-        (path for _ in taken), prepare=as_is, batch_size=10, num_threads=2
+        (path for _ in taken), prepare=as_is, images_per_batch=10, num_threads=2
     )
     for _ in range(100):
         assert len(next(batches).files) == 10
@@ -505,7 +507,7 @@ def standard_input(monkeypatch):
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_array_from_standard_input(standard_input, kind):
     writing = standard_input(ARRAYS[kind])
-    batches = read("-", batch_size=300)
+    batches = read("-", images_per_batch=300)
     writing.join()
     assert {f for b in batches for f in b.files} == {"-"}
     assert [i for b in batches for i in b.indices] == list(range(1000))

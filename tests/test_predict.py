@@ -83,7 +83,7 @@ def test_files_get_the_saved_models_own_answers_bit_for_bit(
     run_dir, png_dir, serve, mnist
 ):
     flags = [f"--model_dir={run_dir}", "--format=json", "--top_k=10"]
-    result = predict(*flags, "--batch_size=100", png_dir)
+    result = predict(*flags, "--images_per_call=100", png_dir)
     assert result.returncode == 0
     assert result.stderr == b""
     found = rows(result)
@@ -216,7 +216,7 @@ def test_colour_model_of_another_size(tmp_path):
 def test_closed_pipe_ends_it_without_a_word(run_dir, png_dir):
     command = [sys.executable, "-m", "mnist_dist.predict", f"--model_dir={run_dir}"]
     process = subprocess.Popen(
-        [*command, "--format=json", "--batch_size=10", str(png_dir)],
+        [*command, "--format=json", "--images_per_call=10", str(png_dir)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -246,7 +246,7 @@ def test_damaged_model_is_one_line(run_dir, png_dir, tmp_path):
         (["--model_dir=a", "--format=xml", "b"], "--format"),
         (["--model_dir=a", "--top_k=0", "b"], "--top_k"),
         (["--model_dir=a", "--preprocess=on", "b"], "--preprocess"),
-        (["--model_dir=a", "--batch_size=0", "b"], "--batch_size"),
+        (["--model_dir=a", "--images_per_call=0", "b"], "--images_per_call"),
     ],
 )
 def test_wrong_flags_exit_2_before_tensorflow_is_imported(arguments, message):
