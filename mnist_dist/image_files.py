@@ -398,9 +398,9 @@ def _simplify(image: Image.Image, *, name: str) -> Image.Image:
     """Returns the picture grey or in colour, 8 bits a channel, opaque, not large."""
     if image.mode == "F":
         raise InputError(f"{name}: found pixels of floats, expected integers")
-    if image.mode.startswith("I"):  # 16 bits
-        levels = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16 bits: divided by 257 and rounded
+        levels = (np.clip(np.asarray(image), 0, 65407) + 128) // 257
+        image = Image.fromarray(levels.astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
     else:
