@@ -26,7 +26,7 @@ from absl import flags
 
 from mnist_dist import program
 from mnist_dist.digit_images import PREPROCESS, fit_images
-from mnist_dist.errors import InputError
+from mnist_dist.errors import InputError, RunError
 from mnist_dist.image_files import find_files, read_batches
 from mnist_dist.prediction_formats import FORMATS, format_header, format_predictions
 
@@ -103,10 +103,12 @@ def main(argv: Sequence[str]) -> int:
                 FLAGS.format, batch, classes, probabilities, drawing=drawing
             )
             print(text, end="", flush=True)
-    except BrokenPipeError:
-        # The reader has seen enough, as `head` does. Python would flush again at exit.
+    except OSError as error:
+        # Python would try again at exit to write what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        if isinstance(error, BrokenPipeError):  # who reads, as `head`, has seen enough
+            return program.EXIT_FAILED
+        raise RunError(f"standard output: {error.strerror}") from error
     return exit_code
 
 

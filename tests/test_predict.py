@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,22 @@ from mnist_dist.train_state import TrainState
 NUM_FILES = 1000
 
 
-def predict(*arguments, **kwargs):
+@pytest.fixture(scope="module")
+def predict(fork_server):
+    def run(*arguments):
+        process = fork_server.start("mnist_dist.predict", *map(str, arguments))
+        code = process.wait()
+        # Not its text: file names are bytes.
+        output, errors = (
+            Path(f"{process.files}.{stream}").read_bytes() for stream in ("out", "err")
+        )
+        return subprocess.CompletedProcess([], code, output, errors)
+
+    return run
+
+
+def predict_afresh(*arguments, **kwargs):
+    """In an interpreter of its own, with the standard streams as `kwargs` say."""
     return subprocess.run(
         [sys.executable, "-m", "mnist_dist", "predict", *map(str, arguments)],
         capture_output=True,
@@ -80,7 +96,7 @@ def odd_dir(tmp_path_factory, mnist):
 
 
 def test_files_get_the_saved_models_own_answers_bit_for_bit(
-    run_dir, png_dir, serve, mnist
+    predict, run_dir, png_dir, serve, mnist
 ):
     flags = [f"--model_dir={run_dir}", "--format=json", "--top_k=10"]
     result = predict(*flags, "--images_per_call=100", png_dir)
@@ -102,7 +118,7 @@ def test_files_get_the_saved_models_own_answers_bit_for_bit(
 
 
 def test_wrong_files_are_reported_and_the_rest_is_done(
-    run_dir, png_dir, tmp_path, mnist
+    predict, run_dir, png_dir, tmp_path, mnist
 ):
     wrong = {"empty": b"", "text": b"hello", "cut.png": b"\x89PNG\r\n\x1a\n\0"}
     for name, content in wrong.items():
@@ -135,13 +151,13 @@ def test_wrong_files_are_reported_and_the_rest_is_done(
     lines = result.stderr.decode().splitlines()
     named = ["empty", "no such", "text", "objects.npy", "cut.png"]
     for line, name in zip(lines, named, strict=True):
-        assert line.startswith(f"mnist-dist predict: error: '{tmp_path}/{name}': ")
+        assert line.startswith(f"predict: error: '{tmp_path}/{name}': ")
 
 
 def test_csv_of_an_array_from_standard_input(run_dir, serve, mnist):
     data = os.path.join(os.path.dirname(sys.modules["mnist_dist"].__file__), "data")
     with open(f"{data}/bundled/t10k-images-idx3-ubyte.gz", "rb") as file:
-        result = predict(
+        result = predict_afresh(
             *(f"--model_dir={run_dir}", "--format=csv", "--top_k=2", "-"), stdin=file
         )
     assert result.returncode == 0
@@ -166,7 +182,7 @@ def test_csv_of_an_array_from_standard_input(run_dir, serve, mnist):
     )
 
 
-def test_odd_names_come_out_as_they_are(run_dir, odd_dir):
+def test_odd_names_come_out_as_they_are(predict, run_dir, odd_dir):
     result = predict(f"--model_dir={run_dir}", "--format=csv", odd_dir)
     assert result.returncode == 2
     assert result.stderr.count(b"\n") == 1
@@ -177,7 +193,7 @@ def test_odd_names_come_out_as_they_are(run_dir, odd_dir):
 
 
 def test_table_for_a_terminal_that_knows_ascii_only(run_dir, odd_dir, mnist):
-    result = predict(
+    result = predict_afresh(
         *(f"--model_dir={run_dir}", "--draw", odd_dir / "ü"),
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )
@@ -192,7 +208,7 @@ def test_table_for_a_terminal_that_knows_ascii_only(run_dir, odd_dir, mnist):
     assert lines[1].endswith("%")
 
 
-def test_colour_model_of_another_size(tmp_path):
+def test_colour_model_of_another_size(predict, tmp_path):
     path = export_untrained(tmp_path / "export", image_shape=(12, 8, 3), num_classes=4)
     images = np.random.default_rng(0).integers(0, 256, (5, 12, 8, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -227,7 +243,19 @@ def test_closed_pipe_ends_it_without_a_word(run_dir, png_dir):
     process.stderr.close()
 
 
-def test_damaged_model_is_one_line(run_dir, png_dir, tmp_path):
+def test_full_disk_is_one_line(run_dir, png_dir):
+    command = [sys.executable, "-m", "mnist_dist.predict", f"--model_dir={run_dir}"]
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [*command, str(png_dir)], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert result.returncode == 1
+    assert result.stderr == (
+        "predict: error: standard output: No space left on device\n"
+    )
+
+
+def test_damaged_model_is_one_line(predict, run_dir, png_dir, tmp_path):
     shutil.copytree(run_dir / "export" / "0", tmp_path / "0")
     shutil.rmtree(tmp_path / "0" / "variables")
     result = predict(f"--export_dir={tmp_path}", png_dir)
@@ -264,7 +292,7 @@ def test_wrong_flags_exit_2_before_tensorflow_is_imported(arguments, message):
     assert message in result.stderr
 
 
-def test_more_best_classes_than_there_are(run_dir):
+def test_more_best_classes_than_there_are(predict, run_dir):
     result = predict(f"--model_dir={run_dir}", "--top_k=11", "a.png")
     assert result.returncode == 2
     assert b"--top_k: found 11, expected at most the 10 classes" in result.stderr
