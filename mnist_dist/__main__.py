@@ -5,7 +5,10 @@ import sys
 
 from mnist_dist import __version__
 
-VERBS = {"train": "trains, evaluates, checkpoints, summarises and exports"}
+VERBS = {
+    "train": "trains, evaluates, checkpoints, summarises and exports",
+    "predict": "classifies image files with a SavedModel",
+}
 
 
 def main() -> None:
