@@ -10,6 +10,7 @@ import numpy as np
 MAX_CONFUSION_CLASSES = 1024
 _MAX_PRINTED_CLASSES = 20
 _NUM_PRINTED_MISTAKES = 10
+_NUM_PRINTED_INDICES = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,8 +61,8 @@ class ClassificationReport:
 
 
 def create_classification_report(
-    *,
     labels: np.ndarray,
+    *,
     classes: np.ndarray,
     confidences: np.ndarray,
     losses: np.ndarray,
@@ -179,13 +180,17 @@ def format_report(report: ClassificationReport) -> str:
             f"{label} as {predicted}: {count}"
             for label, predicted, count in report.top_confusions[:_NUM_PRINTED_MISTAKES]
         ]
-        lines += ["", f"most confused: {',  '.join(pairs)}"]
+        lines += ["", f"most confused: {', '.join(pairs)}"]
         lines += ["", "surest mistakes:    index  label  predicted  confidence"]
         for i in surest_mistakes(report)[:_NUM_PRINTED_MISTAKES]:
             lines.append(
                 f"{i:>25}  {report.labels[i]:>5}  {report.classes[i]:>9}  "
                 f"{report.confidences[i]:>10.2%}"
             )
+        listed = ", ".join(map(str, report.misclassified[:_NUM_PRINTED_INDICES]))
+        left = report.num_errors - _NUM_PRINTED_INDICES
+        more = f" and {left:,} more, which --format=json lists" if left > 0 else ""
+        lines += ["", f"misclassified: {listed}{more}"]
     return "\n".join(lines)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist.data import Split
+from mnist_dist.data import Dataset, Split, load_dataset
 from mnist_dist.device_data import DeviceSplit
+from mnist_dist.errors import InputError
 from mnist_dist.steps import EvaluateLoop, normalize
 from mnist_dist.train_state import TrainState
 
@@ -85,6 +86,48 @@ def evaluation_indices(
     indices = np.full(calls * batches * row, -1, np.int32)
     indices[:num_examples] = np.arange(num_examples)
     return indices.reshape(calls, batches, num_replicas, per_replica_batch)
+
+
+def load_split(
+    name: str,
+    *,
+    data_dir: str | None,
+    validation_examples: int,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> tuple[Split, Dataset]:
+    """Loads a split of a data set that a model is to be evaluated on.
+
+    Args:
+      name: `train`, `validation` or `test`.
+      data_dir: of the data set; None is the bundled MNIST.
+      validation_examples: training examples that were set apart.
+      image_shape: height, width and channels that the model takes.
+      num_classes: of the model.
+
+    Raises:
+      InputError: the data set cannot be read, has other images or classes than the
+        model, or no such split.
+    """
+    dataset = load_dataset(data_dir, validation_examples=validation_examples)
+    if dataset.image_shape != image_shape:
+        raise InputError(
+            f"--data_dir: {dataset.source} has images of shape {dataset.image_shape}, "
+            f"expected {image_shape}, which the model takes"
+        )
+    if dataset.num_classes != num_classes:
+        raise InputError(
+            f"--data_dir: {dataset.source} has {dataset.num_classes} classes, expected "
+            f"the model's {num_classes}"
+        )
+    splits = {"train": dataset.train, "test": dataset.test}
+    split = splits.get(name, dataset.validation)
+    if split is None:
+        raise InputError(
+            "--split: found validation, expected train or test: the model was trained "
+            "with --validation_examples=0"
+        )
+    return split, dataset
 
 
 def create_logits_function(

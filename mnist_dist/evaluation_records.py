@@ -76,10 +76,10 @@ def save_summaries(
                 for number, f1 in enumerate(report.f1):
                     if np.isfinite(f1):
                         tf.summary.scalar(f"f1/{number}", f1)
-            if report.confusion is not None and report.num_errors:
-                if len(report.support) <= _MAX_DRAWN_CLASSES:
+                if report.confusion is not None:
                     drawn = draw_confusion(report.confusion)
                     tf.summary.image("confusion", drawn[np.newaxis])
+            if report.num_errors:
                 mistakes = surest_mistakes(report)[: _GRID * _GRID]
                 grid = draw_grid(images[mistakes], columns=_GRID)
                 tf.summary.image("mistakes", grid[np.newaxis])

@@ -16,7 +16,7 @@ its name. The same model is never written twice, and no other one is replaced wi
 
 from collections.abc import Sequence
 
-from absl import flags
+from absl import flags, logging
 
 from mnist_dist import program
 from mnist_dist.errors import InputError
@@ -47,26 +47,38 @@ def main(argv: Sequence[str]) -> int:
         import tensorflow as tf
 
         from mnist_dist import model_files, run_directory
+        from mnist_dist.evaluation import load_split
         from mnist_dist.saved_model import export_saved_model, list_versions
-        from mnist_dist.trained_model import load_evaluation_split, load_trained_model
+        from mnist_dist.trained_model import load_trained_model
 
     # A training may need all of the GPUs' memory meanwhile.
     tf.config.set_visible_devices([], "GPU")
     trained = load_trained_model(
         FLAGS.model_dir, checkpoint=FLAGS.checkpoint, use_ema=FLAGS.use_ema
     )
-    evaluation = load_evaluation_split(
-        trained.config, data_dir=FLAGS.data_dir, is_required=FLAGS.data_dir is not None
-    )
+    config = trained.config
+    try:
+        split, _ = load_split(
+            "validation" if config.validation_examples else "test",
+            data_dir=FLAGS.data_dir or config.data_dir,
+            validation_examples=config.validation_examples,
+            image_shape=config.image_shape,
+            num_classes=config.num_classes,
+        )
+    except InputError as error:
+        if FLAGS.data_dir:
+            raise
+        logging.warning("no accuracy on the model card, for the run's data: %s", error)
+        split = None
     directory = FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir)
     try:
         if FLAGS.format == "saved_model":
             export = export_saved_model(
                 trained.state,
                 directory,
-                config=trained.config,
+                config=config,
                 uses_ema=trained.uses_ema,
-                evaluation=evaluation,
+                evaluation=split,
                 version=FLAGS.version,
                 overwrite=FLAGS.overwrite,
             )
@@ -75,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
                 trained.state,
                 directory,
                 file_format=FLAGS.format,
-                image_shape=trained.config.image_shape,
+                image_shape=config.image_shape,
                 overwrite=FLAGS.overwrite,
             )
     except OSError as error:

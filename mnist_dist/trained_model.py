@@ -11,7 +11,6 @@ import tensorflow as tf
 from absl import logging
 
 from mnist_dist import checkpoints
-from mnist_dist.data import Dataset, Split, load_dataset
 from mnist_dist.errors import InputError
 from mnist_dist.models import create_model
 from mnist_dist.run_directory import best_dir, checkpoint_dir
@@ -167,57 +166,6 @@ def create_inference_state(config: RunConfig, *, model_dir: str) -> TrainState:
         ) from error
 
 
-def load_evaluation_split(
-    config: RunConfig,
-    *,
-    data_dir: str | None = None,
-    is_required: bool = True,
-) -> Split | None:
-    """Loads what the run evaluates on: its validation examples, or the test set.
-
-    Args:
-      config: of the run.
-      data_dir: the data set; None is the run's own.
-      is_required: raise where there is none; otherwise say so, and return None.
-
-    Raises:
-      InputError: the data set cannot be read, or is not one for this model.
-    """
-    try:
-        dataset = load_dataset(
-            data_dir or config.data_dir, validation_examples=config.validation_examples
-        )
-        check_dataset(
-            dataset, image_shape=config.image_shape, num_classes=config.num_classes
-        )
-    except InputError as error:
-        if is_required:
-            raise
-        logging.warning("the run's data set cannot be used: %s", error)
-        return None
-    return dataset.evaluation
-
-
-def check_dataset(
-    dataset: Dataset, *, image_shape: tuple[int, int, int], num_classes: int
-) -> None:
-    """Checks that a data set has the images and classes of a model.
-
-    Raises:
-      InputError: it has others.
-    """
-    if dataset.image_shape != image_shape:
-        raise InputError(
-            f"--data_dir: {dataset.source} has images of shape {dataset.image_shape}, "
-            f"expected {image_shape} as the model takes them"
-        )
-    if dataset.num_classes != num_classes:
-        raise InputError(
-            f"--data_dir: {dataset.source} has {dataset.num_classes} classes, expected "
-            f"the model's {num_classes}"
-        )
-
-
 def read_checkpoint(model_dir: str, checkpoint: str) -> tuple[str, checkpoints.Arrays]:
     """Finds and reads a checkpoint of a run, which may be going on.
 
@@ -292,7 +240,7 @@ def restore(
         checkpoint=prefix,
         step=int(arrays["step"]),
         uses_ema=uses_ema,
-        is_last=_is_last(arrays, config),
+        is_last=is_last(arrays, config),
     )
 
 
@@ -327,7 +275,7 @@ def _read_step(directory: str, step: int) -> tuple[str, checkpoints.Arrays]:
     )
 
 
-def _is_last(arrays: checkpoints.Arrays, config: RunConfig) -> bool:
+def is_last(arrays: checkpoints.Arrays, config: RunConfig) -> bool:
     """What `TrainingRun.is_done` says at this checkpoint."""
     accuracy = float(arrays.get("best/accuracy", np.float64(-1)))
     without_best = int(arrays.get("best/evaluations_since", np.int64(0)))
