@@ -9,8 +9,9 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from mnist_dist.errors import InputError
+from mnist_dist.errors import InputError, RunError
 
+EXIT_FAILED = 1
 EXIT_INPUT = 2  # wrong flags, configuration or data: never worth retrying
 EXIT_STOPPED = 143  # stopped after saving: run it again and it goes on
 
@@ -22,7 +23,8 @@ def run(
 
     What is left of it after the flags is an error unless `takes_arguments`.
 
-    Wrong flags and every `InputError` become one line on standard error, exit 2.
+    Wrong flags and every `InputError` become one line on standard error, exit 2;
+    every `RunError` one line, exit 1.
     """
     # Before TensorFlow is imported, which reads them then.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -38,7 +40,9 @@ def run(
                 )
             return main(argv)
         except InputError as error:
-            _fail(error)
+            _fail(error, EXIT_INPUT)
+        except RunError as error:
+            _fail(error, EXIT_FAILED)
         except KeyboardInterrupt:
             sys.exit(130)
 
@@ -74,7 +78,7 @@ def _parse(argv: list[str]) -> list[str]:
             app.parse_flags_with_usage(argv) if _asks_help(argv) else flags.FLAGS(argv)
         )
     except flags.Error as error:
-        _fail(error)
+        _fail(error, EXIT_INPUT)
 
 
 def _asks_help(argv: list[str]) -> bool:
@@ -87,6 +91,6 @@ def print_error(error: Exception) -> None:
     print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
 
 
-def _fail(error: Exception) -> NoReturn:
+def _fail(error: Exception, code: int) -> NoReturn:
     print_error(error)
-    sys.exit(EXIT_INPUT)
+    sys.exit(code)
