@@ -20,8 +20,8 @@ def split():
 
 def linear(seed):
     matrix = np.random.default_rng(seed).normal(0, 2, (6, NUM_CLASSES))
-    return lambda images: (
-        (images.reshape(len(images), -1) / 255 @ matrix).astype(np.float32)
+    return lambda images: (images.reshape(len(images), -1) / 255 @ matrix).astype(
+        np.float32
     )
 
 

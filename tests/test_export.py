@@ -79,9 +79,7 @@ def test_export_writes_what_train_wrote(trained, fork_server, tmp_path):
     model_dir, _ = trained
     output = export(fork_server, f"--model_dir={model_dir}")
     assert f"{model_dir}/export/60  (it was there, the same model)" in output
-    output = export(
-        fork_server, f"--model_dir={model_dir}", f"--export_dir={tmp_path}"
-    )
+    output = export(fork_server, f"--model_dir={model_dir}", f"--export_dir={tmp_path}")
     assert f"{tmp_path}/60\n" in output
 
     def card(directory):
