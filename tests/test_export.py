@@ -172,7 +172,10 @@ def test_missing_data_set_costs_the_accuracy_alone(fork_server, tmp_path):
     assert "no accuracy on the model card" in process.stderr()
     card = json.loads((tmp_path / "run/export/5/model_card.json").read_text())
     assert card["evaluation"] is None
-    export(fork_server, f"--model_dir={tmp_path}/run", "--overwrite", "--version=6")
+    moved = f"--data_dir={tmp_path}/moved"
+    export(fork_server, f"--model_dir={tmp_path}/run", moved, "--version=6")
+    card = json.loads((tmp_path / "run/export/6/model_card.json").read_text())
+    assert card["evaluation"]["num_examples"] == 53
 
 
 @pytest.mark.parametrize(
