@@ -245,5 +245,5 @@ def test_only_leftovers_of_dead_processes_are_removed(run, tmp_path):
 def test_directory_that_cannot_be_is_named(kind, run, tmp_path):
     (tmp_path / "file").touch()
     directory = tmp_path / "file" / ("" if kind == "file" else "export")
-    with pytest.raises(InputError, match="--export_dir: found .*/file"):
+    with pytest.raises(InputError, match=r"--export_dir: found .*/file"):
         export(run, directory)
