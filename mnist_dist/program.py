@@ -86,7 +86,7 @@ def _asks_help(argv: list[str]) -> bool:
 
 
 def print_error(error: Exception) -> None:
-    """Says on standard error, in one line, what is wrong with the input."""
+    """Says on standard error, in one line, what is wrong."""
     name = os.path.basename(sys.argv[0]).removesuffix(".py")
     print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
 
