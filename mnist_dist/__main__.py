@@ -10,6 +10,7 @@ VERBS = {
     "evaluate": "evaluates a checkpoint, SavedModels, or a training as it goes on",
     "export": "writes a SavedModel, .keras or .tflite from a checkpoint",
     "predict": "classifies image files with a SavedModel",
+    "launch": "starts several workers of train on this host: launch FLAGS -- TRAIN FLAGS",
 }
 
 
