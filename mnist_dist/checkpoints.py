@@ -8,14 +8,14 @@ host, so a thread of its own writes them while training goes on, and any reader
 import concurrent.futures
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from mnist_dist.errors import InputError
+from mnist_dist.errors import InputError, RunError
 
 T = TypeVar("T")
 
@@ -32,36 +32,36 @@ class CheckpointWriter:
 
     def __init__(self) -> None:
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-        self._pending: concurrent.futures.Future[None] | None = None
+        self._pending: list[concurrent.futures.Future[None]] = []
 
     def save(
         self, arrays: Arrays, *, directory: str, step: int, max_to_keep: int
     ) -> None:
         """Begins to write `directory/ckpt-<step>`; older ones past the limit go.
 
-        Waits for the save before, and raises what it raised.
+        Waits while two are being written, and raises what an earlier one raised.
         """
-        self.wait()
-        self._pending = self._thread.submit(
-            _save, arrays, directory=directory, step=step, max_to_keep=max_to_keep
+        self._wait_until(num_pending=1)
+        self._pending.append(
+            self._thread.submit(
+                _save, arrays, directory=directory, step=step, max_to_keep=max_to_keep
+            )
         )
 
-    def wait(self) -> None:
+    def close(self) -> None:
         """Returns when all that was saved is on disk.
 
         Raises:
-          tf.errors.OpError, OSError: it could not be written.
+          RunError: it could not be written.
         """
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
-
-    def close(self) -> None:
-        """Waits, and ends the thread."""
         try:
-            self.wait()
+            self._wait_until(num_pending=0)
         finally:
             self._thread.shutdown()
+
+    def _wait_until(self, *, num_pending: int) -> None:
+        while len(self._pending) > num_pending:
+            self._pending.pop(0).result()
 
 
 def checkpoint_prefix(directory: str, step: int) -> str:
@@ -98,19 +98,21 @@ def load_arrays(prefix: str) -> Arrays:
     }
 
 
-def load_newest(directory: str, *, specs: Specs) -> Arrays | None:
+def load_newest(directories: Sequence[str], *, specs: Specs) -> Arrays | None:
     """Loads the newest checkpoint that is whole, or None where there is none.
 
     Args:
-      directory: where `ckpt-<step>` files lie; a state file is not consulted.
+      directories: where `ckpt-<step>` files lie; state files are not consulted. Of
+        the same step the first directory's is taken.
       specs: shape and dtype that the run needs, by name.
 
     Raises:
       InputError: there are checkpoints but none is whole, or the newest whole one
         is of another model or optimizer.
     """
-    steps = list_checkpoints(directory)
-    for step in steps:
+    candidates = [(step, d) for d in directories for step in list_checkpoints(d)]
+    candidates.sort(key=lambda candidate: candidate[0], reverse=True)
+    for step, directory in candidates:
         try:
             return load_step(directory, step, specs=specs)
         except _DAMAGE as error:
@@ -122,65 +124,113 @@ def load_newest(directory: str, *, specs: Specs) -> Arrays | None:
                 type(error).__name__,
                 str(error).splitlines()[0] if str(error) else "no reason given",
             )
-    if steps:
+    if candidates:
+        steps = ", ".join(str(step) for step, _ in candidates)
         raise InputError(
-            f"{directory}: all {len(steps)} checkpoints are damaged (steps "
-            f"{', '.join(map(str, steps))}); nothing was overwritten"
+            f"{directories[0]}: all {len(candidates)} checkpoints are damaged (steps "
+            f"{steps}); nothing was overwritten"
         )
     return None
 
 
-def find_start(directory: str, *, restore: str, specs: Specs) -> Arrays | None:
+def find_start(
+    directories: Sequence[str], *, restore: str, specs: Specs
+) -> Arrays | None:
     """Finds what a run starts from, or None for its first step.
 
     Args:
-      directory: of the run's checkpoints.
-      restore: `auto` (the newest), `none`, or a step.
+      directories: of the run's checkpoints, as `load_newest` takes them.
+      restore: `auto` (the newest), `none`, a step, or the path of a checkpoint.
       specs: as `load_newest` takes it.
 
     Raises:
-      InputError: nothing to restore is whole, or `none` where checkpoints are.
+      InputError: nothing to restore is whole, `none` where checkpoints are, or a
+        checkpoint of another run where this one has its own.
     """
-    steps = list_checkpoints(directory)
     if restore == "auto":
-        return load_newest(directory, specs=specs)
+        return load_newest(directories, specs=specs)
+    steps = {step: d for d in reversed(directories) for step in list_checkpoints(d)}
+    listed = ", ".join(map(str, sorted(steps, reverse=True))) or "none"
     if restore == "none":
         if steps:
             raise InputError(
-                f"--restore=none: found checkpoints in {directory} (steps "
-                f"{', '.join(map(str, steps))}), expected none; use another --model_dir"
+                f"--restore=none: found checkpoints in {directories[0]} (steps "
+                f"{listed}), expected none; --overwrite deletes them"
             )
         return None
-    step = int(restore)
-    if step not in steps:
-        raise InputError(
-            f"--restore: found {step}, expected one of the steps in {directory}: "
-            f"{', '.join(map(str, steps)) or 'none'}"
-        )
+    if restore.isdigit():
+        step = int(restore)
+        if step not in steps:
+            raise InputError(
+                f"--restore: found {step}, expected one of the steps in "
+                f"{directories[0]}: {listed}"
+            )
+        directory = steps[step]
+    else:
+        directory, step = parse_prefix(restore, flag="--restore")
+        own = {os.path.realpath(d) for d in directories}
+        if steps and os.path.realpath(directory) not in own:
+            raise InputError(
+                f"--restore: found {restore}, a checkpoint of another run, but "
+                f"{directories[0]} has its own (steps {listed}); expected one of these"
+            )
     try:
-        arrays = load_step(directory, step, specs=specs)
+        return load_step(directory, step, specs=specs)
     except InputError:
         raise
     except _DAMAGE as error:
         raise InputError(
             f"--restore: {checkpoint_prefix(directory, step)} is damaged: {error}"
         ) from error
-    return arrays
+
+
+def parse_prefix(path: str, *, flag: str) -> tuple[str, int]:
+    """Splits the path of a checkpoint, as in `RUN/best/ckpt-100`, or of its index.
+
+    Returns:
+      The directory and the step.
+
+    Raises:
+      InputError: no checkpoint has this path.
+    """
+    directory, name = os.path.split(path.removesuffix(".index"))
+    match = re.fullmatch(r"ckpt-(\d+)", name)
+    directory = directory or "."
+    if not match or int(match[1]) not in list_checkpoints(directory):
+        raise InputError(
+            f"{flag}: found {path!r}, expected the path of a checkpoint, as in "
+            "RUN/checkpoints/ckpt-100"
+        )
+    return directory, int(match[1])
 
 
 def set_aside_later(directory: str, step: int) -> None:
-    """Moves checkpoints past a step to `directory/later-than-<step>`.
+    """Moves checkpoints past a step to a new folder `directory/later-than-<step>`.
 
     A run that goes on from `step` must neither count them nor resume from them.
     """
-    aside = os.path.join(directory, f"later-than-{step}")
-    for later in [s for s in list_checkpoints(directory) if s > step]:
-        tf.io.gfile.makedirs(aside)
+    later = [s for s in list_checkpoints(directory) if s > step]
+    if not later:
+        return
+    aside, number = os.path.join(directory, f"later-than-{step}"), 2
+    while tf.io.gfile.exists(aside):
+        aside, number = (
+            os.path.join(directory, f"later-than-{step}.{number}"),
+            number + 1,
+        )
+    tf.io.gfile.makedirs(aside)
+    for old in later:
         # The index first: without it the rest is not taken for a checkpoint.
-        for path in sorted(
-            tf.io.gfile.glob(f"{checkpoint_prefix(directory, later)}.*"), reverse=True
-        ):
-            tf.io.gfile.rename(path, os.path.join(aside, os.path.basename(path)), True)
+        for name in reversed(_files(directory, old)):
+            tf.io.gfile.rename(os.path.join(directory, name), os.path.join(aside, name))
+
+
+def remove_unfinished(directory: str) -> None:
+    """Removes what a save left that was killed."""
+    names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
+    for name in names:
+        if name.startswith(".writing-"):
+            tf.io.gfile.rmtree(os.path.join(directory, name))
 
 
 def load_weights(prefix: str, *, specs: Specs) -> Arrays:
@@ -254,29 +304,59 @@ def nest(named: Mapping[str, T]) -> dict[str, Any]:
 
 
 def _save(arrays: Arrays, *, directory: str, step: int, max_to_keep: int) -> None:
+    try:
+        _write(arrays, directory=directory, step=step)
+        for old in list_checkpoints(directory)[max_to_keep:]:
+            delete_checkpoint(directory, old)
+        # For `tf.train.latest_checkpoint`; nothing of ours reads it.
+        state_file = os.path.join(directory, "checkpoint")
+        with tf.io.gfile.GFile(f"{state_file}.writing", "w") as file:
+            file.write(f'model_checkpoint_path: "ckpt-{step}"\n')
+        tf.io.gfile.rename(f"{state_file}.writing", state_file, overwrite=True)
+    except (tf.errors.OpError, OSError) as error:
+        raise RunError(
+            f"{checkpoint_prefix(directory, step)} cannot be written: "
+            f"{getattr(error, 'message', None) or error}; the ones before it are intact"
+        ) from error
+
+
+def _write(arrays: Arrays, *, directory: str, step: int) -> None:
     staging = os.path.join(directory, f".writing-{step}")
     if tf.io.gfile.isdir(staging):
         tf.io.gfile.rmtree(staging)
     tf.io.gfile.makedirs(staging)
-    with tf.device("/CPU:0"):
-        written = tf.train.Checkpoint(
-            **nest({name: tf.Variable(a) for name, a in arrays.items()})
-        ).write(checkpoint_prefix(staging, step))
-    # The index last: a checkpoint without one is not taken for a checkpoint.
-    for path in sorted(tf.io.gfile.glob(f"{written}.*")):
-        tf.io.gfile.rename(path, os.path.join(directory, os.path.basename(path)), True)
-    tf.io.gfile.rmtree(staging)
-    for old in list_checkpoints(directory)[max_to_keep:]:
-        delete_checkpoint(directory, old)
-    # For `tf.train.latest_checkpoint`; nothing of ours reads it.
-    state_file = os.path.join(directory, "checkpoint")
-    with tf.io.gfile.GFile(f"{state_file}.writing", "w") as file:
-        file.write(f'model_checkpoint_path: "ckpt-{step}"\n')
-    tf.io.gfile.rename(f"{state_file}.writing", state_file, overwrite=True)
+    try:
+        with tf.device("/CPU:0"):
+            tf.train.Checkpoint(
+                **nest({name: tf.Variable(a) for name, a in arrays.items()})
+            ).write(checkpoint_prefix(staging, step))
+        # The index last: a checkpoint without one is not taken for a checkpoint.
+        for name in _files(staging, step):
+            written = os.path.join(staging, name)
+            _sync(written)
+            tf.io.gfile.rename(written, os.path.join(directory, name), overwrite=True)
+            _sync(directory)
+    finally:
+        tf.io.gfile.rmtree(staging)
+
+
+def _sync(path: str) -> None:
+    """Has the disk keep a file or a directory's names through a power failure."""
+    if os.path.exists(path):  # not on a remote file system
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def delete_checkpoint(directory: str, step: int) -> None:
     """Removes a step's files, the index first."""
-    prefix = checkpoint_prefix(directory, step)
-    for path in sorted(tf.io.gfile.glob(f"{prefix}.*"), reverse=True):
-        tf.io.gfile.remove(path)
+    for name in reversed(_files(directory, step)):
+        tf.io.gfile.remove(os.path.join(directory, name))
+
+
+def _files(directory: str, step: int) -> list[str]:
+    """Names of a checkpoint's files, the index last."""
+    names = tf.io.gfile.listdir(directory)
+    return sorted(name for name in names if name.startswith(f"ckpt-{step}."))

@@ -1,4 +1,4 @@
-"""The one exception that means: what the user gave is wrong."""
+"""The two exceptions that a user reads as one line, without a traceback."""
 
 
 class InputError(ValueError):
@@ -6,4 +6,11 @@ class InputError(ValueError):
 
     The message is one line naming what was given, what was found and what was
     expected. Programs print it and exit with code 2: retrying never helps.
+    """
+
+
+class RunError(RuntimeError):
+    """The run cannot go on: the disk is full, the loss is not finite.
+
+    The message is one line saying why and what is left. Programs exit with code 1.
     """

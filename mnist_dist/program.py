@@ -9,8 +9,9 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from mnist_dist.errors import InputError
+from mnist_dist.errors import InputError, RunError
 
+EXIT_FAILED = 1
 EXIT_INPUT = 2  # wrong flags, configuration or data: never worth retrying
 EXIT_STOPPED = 143  # stopped after saving: run it again and it goes on
 
@@ -18,7 +19,8 @@ EXIT_STOPPED = 143  # stopped after saving: run it again and it goes on
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs `main` on the parsed command line and exits with its code.
 
-    Wrong flags and every `InputError` become one line on standard error, exit 2.
+    Wrong flags and every `InputError` become one line on standard error, exit 2;
+    every `RunError` one line, exit 1.
     """
     # Before TensorFlow is imported, which reads them then.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -34,7 +36,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
                 )
             return main(argv)
         except InputError as error:
-            _fail(error)
+            _fail(error, EXIT_INPUT)
+        except RunError as error:
+            _fail(error, EXIT_FAILED)
         except KeyboardInterrupt:
             sys.exit(130)
 
@@ -70,14 +74,14 @@ def _parse(argv: list[str]) -> list[str]:
             app.parse_flags_with_usage(argv) if _asks_help(argv) else flags.FLAGS(argv)
         )
     except flags.Error as error:
-        _fail(error)
+        _fail(error, EXIT_INPUT)
 
 
 def _asks_help(argv: list[str]) -> bool:
     return any(arg.lstrip("-").startswith("help") for arg in argv[1:])
 
 
-def _fail(error: Exception) -> NoReturn:
+def _fail(error: Exception, code: int) -> NoReturn:
     name = os.path.basename(sys.argv[0]).removesuffix(".py")
     print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(EXIT_INPUT)
+    sys.exit(code)

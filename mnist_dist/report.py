@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from mnist_dist.data import Dataset
 from mnist_dist.run_directory import checkpoint_dir
+from mnist_dist.run_plan import RunPlan
 from mnist_dist.train_state import TrainState, weight_path
 from mnist_dist.training import TrainingRun
 
@@ -15,12 +16,11 @@ from mnist_dist.training import TrainingRun
 def describe_run(
     *,
     model_dir: str,
+    plan: RunPlan,
     dataset: Dataset,
     strategy: tf.distribute.Strategy,
     state: TrainState,
     global_batch_size: int,
-    total_steps: int,
-    steps_per_epoch: int,
     use_xla: bool,
     is_resident: bool,
 ) -> str:
@@ -40,7 +40,7 @@ def describe_run(
         "evaluation": f"{len(dataset.evaluation.labels):,} {dataset.evaluation.name} "
         "images",
         "batch": f"{global_batch_size} global, {global_batch_size // replicas} a replica",
-        "steps": f"{total_steps:,}, {steps_per_epoch:,} an epoch",
+        "steps": f"{plan.total_steps:,}, {plan.steps_per_epoch:,} an epoch",
         "model": f"{state.model.name}, {num_parameters(state):,} parameters",
     }
     for layer, count in _parameters_by_layer(state).items():

@@ -1,36 +1,128 @@
-"""MODEL_DIR: what lies where, and `config.json`, which says how it came about."""
+"""MODEL_DIR: what lies where, who may write to it, and how it came about.
 
+`config.json` records the settings of a run; one that goes on must have the same.
+"""
+
+import fcntl
 import json
 import os
 import platform
+import socket
 from collections.abc import Mapping
+from typing import TextIO
 
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 import mnist_dist
+from mnist_dist.checkpoints import list_checkpoints
 from mnist_dist.errors import InputError
 
+# What a run writes, the settings last.
+_CONTENTS = ("checkpoints", "best", "metrics.jsonl", "train", "eval", "export")
 
-def prepare_run_directory(model_dir: str) -> None:
-    """Creates the directory of a run.
+
+def open_for_writing(model_dir: str) -> TextIO:
+    """Creates the directory of a run, and makes this process its only writer.
+
+    The operating system holds the lock, so a dead process's is gone.
+
+    Returns:
+      The lock, to be kept: it ends when this file is closed.
 
     Raises:
-      InputError: it is a file, or cannot be written to.
+      InputError: there is a file, the directory cannot be written to, or another
+        process writes to it.
     """
     try:
         tf.io.gfile.makedirs(model_dir)
-        writable = os.access(model_dir, os.W_OK)
-    except tf.errors.OpError as error:
+        lock = open(os.path.join(model_dir, ".lock"), "a+", encoding="utf-8")  # noqa: SIM115
+    except (tf.errors.OpError, OSError) as error:
         raise InputError(
-            f"--model_dir: found {model_dir!r}, where no directory can be made: "
-            f"{error.message}"
+            f"--model_dir: found {model_dir!r}, expected a directory to write to: "
+            f"{getattr(error, 'message', None) or error}"
         ) from error
-    if not tf.io.gfile.isdir(model_dir) or not writable:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        lock.close()
         raise InputError(
-            f"--model_dir: found {model_dir!r}, expected a directory to write to"
+            f"--model_dir: {model_dir} is being written by {holder}, expected a run "
+            "that nobody writes"
+        ) from error
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    return lock
+
+
+def delete_run(model_dir: str) -> None:
+    """Deletes all that a run has written."""
+    for name in (*_CONTENTS, "config.json"):
+        path = os.path.join(model_dir, name)
+        if tf.io.gfile.isdir(path):
+            tf.io.gfile.rmtree(path)
+        elif tf.io.gfile.exists(path):
+            tf.io.gfile.remove(path)
+
+
+def check_settings(model_dir: str, settings: Mapping[str, object]) -> None:
+    """Compares a run's recorded settings with those it is to go on with.
+
+    A run without a checkpoint has nothing to go on from, so nothing can differ.
+
+    Args:
+      model_dir: of the run.
+      settings: what shapes the results, by flag; and `data_checksum`.
+
+    Raises:
+      InputError: names each difference; or `config.json` cannot be read.
+    """
+    if not any(list_checkpoints(d) for d in checkpoint_dirs(model_dir)):
+        return
+    config = load_config(model_dir)
+    if config is None:
+        logging.warning("%s has no config.json to compare settings with", model_dir)
+        return
+    recorded = config["settings"]
+    wanted = json.loads(json.dumps(dict(settings)))
+    differences = [
+        "--data_dir: found another data set than the run's"
+        if name == "data_checksum"
+        else f"--{name}: found {value!r}, the run has {recorded[name]!r}"
+        for name, value in wanted.items()
+        if name in recorded and recorded[name] != value
+    ]
+    if differences:
+        raise InputError(
+            f"{'; '.join(differences)}; expected the settings of the run in "
+            f"{model_dir}, another --model_dir, or --override_config"
         )
+
+
+def load_config(model_dir: str) -> dict | None:
+    """Reads `config.json`; None where there is none.
+
+    Raises:
+      InputError: it is not what `save_config` wrote.
+    """
+    path = os.path.join(model_dir, "config.json")
+    if not tf.io.gfile.exists(path):
+        return None
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            config = json.loads(file.read())
+        if not isinstance(config["settings"], dict):
+            raise TypeError("settings is not an object")
+        return config
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: expected the settings of a run, as JSON: {error}"
+        ) from error
 
 
 def checkpoint_dir(model_dir: str) -> str:
@@ -43,16 +135,33 @@ def best_dir(model_dir: str) -> str:
     return os.path.join(model_dir, "best")
 
 
+def checkpoint_dirs(model_dir: str) -> list[str]:
+    """Returns where all checkpoints lie that a run can go on from."""
+    return [checkpoint_dir(model_dir), best_dir(model_dir)]
+
+
 def export_dir(model_dir: str) -> str:
     """Returns where SavedModels lie by default."""
     return os.path.join(model_dir, "export")
 
 
 def save_config(
-    model_dir: str, *, flags: Mapping[str, object], resolved: Mapping[str, object]
+    model_dir: str,
+    *,
+    settings: Mapping[str, object],
+    flags: Mapping[str, object],
+    resolved: Mapping[str, object],
 ) -> None:
-    """Writes `config.json`: the flags, what came of them, and versions."""
+    """Writes `config.json`.
+
+    Args:
+      model_dir: of the run.
+      settings: what must not change when the run goes on.
+      flags: every flag's value.
+      resolved: what came of them.
+    """
     config = {
+        "settings": dict(settings),
         "flags": dict(flags),
         "resolved": dict(resolved),
         "versions": {

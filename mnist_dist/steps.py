@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from mnist_dist.augmentation import augment
+from mnist_dist.distribution import device_type
 from mnist_dist.errors import InputError
 from mnist_dist.optimizers import Schedule, UpdateRule
 from mnist_dist.randomness import at_position, make_layers_follow_stream
@@ -324,12 +325,16 @@ def count_correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(is_correct, tf.float32))
 
 
-def has_convolutions(model: keras.Model) -> bool:
-    """Whether the model's graph convolves or pools, which XLA does slowly on a CPU."""
+def is_worth_compiling(model: keras.Model, strategy: tf.distribute.Strategy) -> bool:
+    """Whether XLA makes the loops faster: not where a CPU convolves or pools."""
+    if device_type(strategy) != "CPU":
+        return True
     forward = tf.function(lambda images: model(images, training=False))
     shape = (1, *model.input_shape[1:])
     graph = forward.get_concrete_function(tf.TensorSpec(shape, tf.float32)).graph
-    return any("Conv" in op.type or "Pool" in op.type for op in graph.get_operations())
+    return not any(
+        "Conv" in op.type or "Pool" in op.type for op in graph.get_operations()
+    )
 
 
 def _as_it_is(function: Callable) -> Callable:

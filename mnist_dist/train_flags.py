@@ -1,8 +1,12 @@
 """The flags of `train`, and what can be checked before TensorFlow is imported."""
 
+import os
+from typing import Any
+
 from absl import flags
 
 from mnist_dist.errors import InputError
+from mnist_dist.run_plan import RunPlan
 
 _string, _int, _float = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
 _bool, _enum = flags.DEFINE_bool, flags.DEFINE_enum
@@ -49,7 +53,9 @@ _int("eval_interval", None, "Steps; default one epoch.", lower_bound=1)
 _int("checkpoint_interval", None, "Steps; default one epoch.", lower_bound=1)
 _int("summary_interval", None, "Steps; default a tenth of an epoch.", lower_bound=1)
 _int("max_to_keep", 3, "Checkpoints to keep.", lower_bound=1)
-_string("restore", "auto", "auto (newest), none (start anew), or a step.")
+_string("restore", "auto", "auto (newest), none (start anew), a step or a path.")
+_bool("overwrite", False, "With --restore=none: delete the run that is there.")
+_bool("override_config", False, "Resume although settings of the run changed.")
 _string("init_from", None, "Checkpoint to take the initial weights from.")
 _float("target_accuracy", None, "Stop when reached.", lower_bound=0, upper_bound=1)
 _int("early_stopping_patience", 0, "Evaluations without a best; 0: off.", lower_bound=0)
@@ -78,15 +84,45 @@ def check_flags() -> None:
     if FLAGS.train_epochs == 0:
         raise InputError("--train_epochs: found 0, expected more")
     if FLAGS.restore not in ("auto", "none") and not FLAGS.restore.isdigit():
+        path = FLAGS.restore.removesuffix(".index")
+        if not os.path.basename(path).startswith("ckpt-"):
+            raise InputError(
+                f"--restore: found {FLAGS.restore!r}, expected auto, none, a step or "
+                "the path of a checkpoint, as in RUN/checkpoints/ckpt-100"
+            )
+    if FLAGS.overwrite and FLAGS.restore != "none":
         raise InputError(
-            f"--restore: found {FLAGS.restore!r}, expected auto, none or a step"
+            f"--overwrite: found it with --restore={FLAGS.restore}, expected "
+            "--restore=none"
         )
     if FLAGS.optimizer == "adam" and FLAGS.weight_decay:
         raise InputError(
             f"--weight_decay: found {FLAGS.weight_decay} with --optimizer=adam, "
             "expected 0; adamw is Adam with weight decay"
         )
-    profile_steps()
+    _profile_steps()
+
+
+# Of a run that goes on: the results are another run's if one of these changes.
+_SHAPING = [
+    "model",
+    "global_batch_size",
+    "seed",
+    "validation_examples",
+    "optimizer",
+    "learning_rate",
+    "lr_schedule",
+    "warmup_steps",
+    "weight_decay",
+    "momentum",
+    "nesterov",
+    "clip_global_norm",
+    "label_smoothing",
+    "ema_decay",
+    "augment",
+    "dropout",
+    "dtype",
+]
 
 
 def values() -> dict[str, object]:
@@ -94,20 +130,34 @@ def values() -> dict[str, object]:
     return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
 
 
-def num_steps(num_examples: int) -> tuple[int, int]:
-    """Returns the run's length and an epoch's, in steps (at least 1 each)."""
+def shaping() -> dict[str, object]:
+    """Returns those values that must not change when a run goes on."""
+    return {name: FLAGS[name].value for name in _SHAPING}
+
+
+def pick(names: str) -> dict[str, Any]:
+    """Returns some flags' values, for a function whose keywords have their names."""
+    return {name: FLAGS[name].value for name in names.split()}
+
+
+def run_plan(num_examples: int) -> RunPlan:
+    """Works the plan of a run on so many training examples out, in steps."""
     batch = FLAGS.global_batch_size
     epochs = 4.0 if FLAGS.train_epochs is None else FLAGS.train_epochs
-    total = FLAGS.train_steps or max(round(epochs * num_examples / batch), 1)
-    return total, max(round(num_examples / batch), 1)
+    steps_per_epoch = max(round(num_examples / batch), 1)
+    return RunPlan(
+        total_steps=FLAGS.train_steps or max(round(epochs * num_examples / batch), 1),
+        steps_per_epoch=steps_per_epoch,
+        eval_interval=FLAGS.eval_interval or steps_per_epoch,
+        checkpoint_interval=FLAGS.checkpoint_interval or steps_per_epoch,
+        summary_interval=FLAGS.summary_interval or max(steps_per_epoch // 10, 1),
+        profile_steps=_profile_steps(),
+        **pick("steps_per_loop max_to_keep max_nonfinite_steps"),
+        **pick("target_accuracy early_stopping_patience"),
+    )
 
 
-def profile_steps() -> tuple[int, int] | None:
-    """Returns the first and last step to profile.
-
-    Raises:
-      InputError: the flag is not two rising step numbers.
-    """
+def _profile_steps() -> tuple[int, int] | None:
     if not FLAGS.profile_steps:
         return None
     parts = FLAGS.profile_steps.split(",")

@@ -8,12 +8,14 @@ import tensorflow as tf
 
 from mnist_dist import checkpoints
 from mnist_dist.checkpoints import CheckpointWriter
-from mnist_dist.data import ExampleStream
+from mnist_dist.data import Dataset, ExampleStream
 from mnist_dist.device_data import DeviceSplit
+from mnist_dist.errors import RunError
 from mnist_dist.evaluation import Evaluation, evaluate
 from mnist_dist.optimizers import Schedule
 from mnist_dist.progress import Progress
 from mnist_dist.run_directory import best_dir, checkpoint_dir
+from mnist_dist.run_plan import RunPlan
 from mnist_dist.steps import EvaluateLoop, TrainLoop
 from mnist_dist.summaries import RunLog
 from mnist_dist.train_state import TrainState
@@ -34,82 +36,69 @@ class TrainingRun:
         self,
         *,
         model_dir: str,
+        plan: RunPlan,
+        dataset: Dataset,
+        strategy: tf.distribute.Strategy,
         state: TrainState,
         train_loop: TrainLoop,
         evaluate_loop: EvaluateLoop,
-        train_data: DeviceSplit,
-        eval_data: DeviceSplit,
-        stream: ExampleStream,
         schedule: Schedule,
-        num_replicas: int,
         global_batch_size: int,
-        total_steps: int,
-        eval_interval: int,
-        checkpoint_interval: int,
-        summary_interval: int,
-        steps_per_loop: int,
-        max_to_keep: int,
-        max_nonfinite_steps: int,
-        eval_split: str,
-        target_accuracy: float | None,
-        early_stopping_patience: int,
-        profile_steps: tuple[int, int] | None,
+        seed: int,
+        is_resident: bool,
         show_progress: bool,
     ) -> None:
         self.model_dir = model_dir
+        self.plan = plan
         self.state = state
-        self.total_steps = total_steps
-        self.eval_interval = eval_interval
-        self.checkpoint_interval = checkpoint_interval
-        self.summary_interval = summary_interval
         self.step = 0
         self.last_evaluation: Evaluation | None = None
         self._train_loop = train_loop
         self._evaluate_loop = evaluate_loop
-        self._train_data = train_data
-        self._eval_data = eval_data
-        self._stream = stream
+        self._train_data = DeviceSplit(strategy, dataset.train, is_resident=is_resident)
+        self._eval_data = DeviceSplit(
+            strategy, dataset.evaluation, is_resident=is_resident
+        )
+        self._eval_split = dataset.evaluation.name
+        self._stream = ExampleStream(num_examples=len(dataset.train.labels), seed=seed)
         self._schedule = schedule
-        self._num_replicas = num_replicas
+        self._num_replicas = strategy.num_replicas_in_sync
         self._global_batch_size = global_batch_size
-        self._max_to_keep = max_to_keep
-        self._max_nonfinite_steps = max_nonfinite_steps
-        self._eval_split = eval_split
-        self._target_accuracy = target_accuracy
-        self._patience = early_stopping_patience
-        self._profile_steps = profile_steps
         self._show_progress = show_progress
         self._writer = CheckpointWriter()
         self._saved_step = -1
         self._best_accuracy, self._best_step, self._evaluations_since_best = -1.0, -1, 0
 
         # XLA compiles anew for each shape of the indices: they always have this one.
-        self._rows = steps_per_loop or max(
+        self._rows = plan.steps_per_loop or max(
             min(MAX_INDICES // global_batch_size, 4096), 1
         )
-        if not train_data.is_resident:
-            example_bytes = train_data.bytes_per_example
-            fit = MAX_STREAMED_BYTES // (example_bytes * global_batch_size)
-            self._rows = max(min(self._rows, fit), 1)
-        self._steps_per_call = float(self._rows if steps_per_loop else 1)
-        self._adapts = not steps_per_loop
+        if not is_resident:
+            call_bytes = self._train_data.bytes_per_example * global_batch_size
+            self._rows = max(min(self._rows, MAX_STREAMED_BYTES // call_bytes), 1)
+        self._steps_per_call = float(self._rows if plan.steps_per_loop else 1)
         self._train_seconds, self._train_examples = 0.0, 0
 
     def start(self, arrays: checkpoints.Arrays | None) -> None:
-        """Compiles the loop, and continues from a checkpoint's arrays, if any."""
+        """Compiles the loop, and continues from a checkpoint's arrays, if any.
+
+        What the directory holds of later steps is dropped or set aside.
+        """
         if arrays is not None:
             self.state.from_arrays(arrays)
-            self._best_accuracy = float(arrays["best/accuracy"])
-            self._best_step = int(arrays["best/step"])
-            self._evaluations_since_best = int(arrays["best/evaluations_since"])
-            self._saved_step = int(arrays["step"])
         self.step = int(self.state.step.numpy())
-        for directory in (checkpoint_dir(self.model_dir), best_dir(self.model_dir)):
+        directories = checkpoint_dir(self.model_dir), best_dir(self.model_dir)
+        for directory in directories:
+            checkpoints.remove_unfinished(directory)
             checkpoints.set_aside_later(directory, self.step)
+        if self.step in checkpoints.list_checkpoints(directories[0]):
+            self._saved_step = self.step
         self.log = RunLog(self.model_dir, resume_step=self.step)
+        if arrays is not None:
+            self._restore_best(arrays)
         self._train_loop(*self._train_data.feed(self._indices(0)), tf.constant(0))
         self.progress = Progress(
-            total_steps=self.total_steps,
+            total_steps=self.plan.total_steps,
             first_step=self.step,
             stream=sys.stdout if self._show_progress else None,
         )
@@ -122,41 +111,47 @@ class TrainingRun:
 
     def is_due(self, interval: int) -> bool:
         """Whether what happens at this interval, and at the end, happens now."""
-        return self.step > 0 and (
-            self.step % interval == 0 or self.step >= self.total_steps
-        )
+        return self.plan.is_due(interval, self.step)
 
     def is_done(self) -> bool:
         """Whether all steps are done, or a wish to stop early is met."""
-        target = self._target_accuracy
+        target, patience = (
+            self.plan.target_accuracy,
+            self.plan.early_stopping_patience,
+        )
         return (
-            self.step >= self.total_steps
+            self.step >= self.plan.total_steps
             or (target is not None and self._best_accuracy >= target)
-            or (0 < self._patience <= self._evaluations_since_best)
+            or (0 < patience <= self._evaluations_since_best)
         )
 
     def train_until_next_event(self) -> None:
         """Runs one call of the device loop, which ends at the next event at latest."""
-        num_steps = min(int(self._steps_per_call), self._rows, self._steps_to_event())
-        if self._profile_steps and self.step == self._profile_steps[0]:
+        num_steps = min(
+            int(self._steps_per_call),
+            self._rows,
+            self.plan.steps_to_next_event(self.step),
+        )
+        profile_first, profile_last = self.plan.profile_steps or (None, None)
+        if self.step == profile_first:
             tf.profiler.experimental.start(f"{self.model_dir}/train")
         feed = self._train_data.feed(self._indices(num_steps))
         began = time.perf_counter()
         self._train_loop(*feed, tf.constant(num_steps))
         self.step = int(self.state.step.numpy())  # waits for the device
         seconds = time.perf_counter() - began
-        if self._profile_steps and self.step == self._profile_steps[1]:
+        if self.step == profile_last:
             tf.profiler.experimental.stop()
 
         self._train_seconds += seconds
         self._train_examples += num_steps * self._global_batch_size
-        if self._adapts:
+        if not self.plan.steps_per_loop:
             fitting = num_steps * SECONDS_PER_CALL / max(seconds, 1e-6)
             self._steps_per_call = max(min(fitting, 8 * self._steps_per_call), 1.0)
         streak = int(self.state.nonfinite_streak.numpy())
-        if streak >= self._max_nonfinite_steps:
+        if streak >= self.plan.max_nonfinite_steps:
             self.close()
-            raise RuntimeError(
+            raise RunError(
                 f"steps {self.step - streak} to {self.step - 1} were skipped, their "
                 "loss or gradients were not finite; the last good checkpoint is kept"
             )
@@ -209,10 +204,9 @@ class TrainingRun:
 
     def save(self) -> None:
         """Begins to write a checkpoint of this step, unless there is one."""
-        if self._saved_step == self.step:
+        if self.step in (0, self._saved_step):
             return
-        self.log.flush()  # what a checkpoint follows must not get lost before it
-        self._write(checkpoint_dir(self.model_dir), max_to_keep=self._max_to_keep)
+        self._write(checkpoint_dir(self.model_dir), max_to_keep=self.plan.max_to_keep)
         self._saved_step = self.step
 
     def close(self) -> None:
@@ -223,7 +217,20 @@ class TrainingRun:
             self.log.close()
             self.progress.close()
 
+    def _restore_best(self, arrays: checkpoints.Arrays) -> None:
+        """Takes the best so far over, if the checkpoint that it belongs to is there."""
+        best_step = int(arrays["best/step"])
+        directory = best_dir(self.model_dir)
+        is_kept = best_step in checkpoints.list_checkpoints(directory)
+        if is_kept or best_step == self.step:
+            self._best_accuracy = float(arrays["best/accuracy"])
+            self._best_step = best_step
+            self._evaluations_since_best = int(arrays["best/evaluations_since"])
+        if best_step == self.step and not is_kept:
+            self._write(directory, max_to_keep=1)
+
     def _write(self, directory: str, *, max_to_keep: int) -> None:
+        self.log.flush()  # what a checkpoint follows must not get lost before it
         self._writer.save(
             self.state.to_arrays() | self._best(),
             directory=directory,
@@ -240,19 +247,6 @@ class TrainingRun:
 
     def _epoch(self) -> float:
         return self.step * self._global_batch_size / self._train_data.num_examples
-
-    def _steps_to_event(self) -> int:
-        events = [
-            interval - self.step % interval
-            for interval in (
-                self.eval_interval,
-                self.checkpoint_interval,
-                self.summary_interval,
-            )
-        ]
-        events.append(self.total_steps - self.step)
-        events += [p - self.step for p in self._profile_steps or () if p > self.step]
-        return min(events)
 
     def _indices(self, num_steps: int) -> np.ndarray:
         batch = self._global_batch_size

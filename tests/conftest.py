@@ -6,6 +6,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest
 import tensorflow as tf
+from forked import ForkServer
 
 from mnist_dist.data import load_dataset
 from mnist_dist.distribution import split_cpu
@@ -29,3 +30,10 @@ def create_strategy():
 @pytest.fixture(scope="session")
 def mnist():
     return load_dataset()
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory):
+    server = ForkServer(tmp_path_factory.mktemp("outputs"))
+    yield server
+    server.close()

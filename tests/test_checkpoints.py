@@ -1,4 +1,9 @@
 import os
+import random
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -6,7 +11,7 @@ import tensorflow as tf
 
 from mnist_dist import checkpoints
 from mnist_dist.checkpoints import CheckpointWriter, find_start, list_checkpoints
-from mnist_dist.errors import InputError
+from mnist_dist.errors import InputError, RunError
 
 ARRAYS = {
     "step": np.array(3, np.int64),
@@ -28,7 +33,7 @@ def directory(tmp_path):
 
 
 def test_what_was_saved_is_read_by_us_and_by_tensorflow(directory):
-    found = find_start(directory, restore="auto", specs=SPECS)
+    found = find_start([directory], restore="auto", specs=SPECS)
     assert found is not None
     assert found.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
@@ -86,7 +91,7 @@ DAMAGE = [
 @pytest.mark.parametrize(("part", "damage"), DAMAGE)
 def test_damaged_newest_falls_back_to_the_one_before(part, damage, directory, caplog):
     damage(f"{directory}/ckpt-3.{part}")
-    found = find_start(directory, restore="auto", specs=SPECS)
+    found = find_start([directory], restore="auto", specs=SPECS)
     assert found["step"] == 2
     assert "ckpt-3 is damaged and skipped" in caplog.text
 
@@ -97,7 +102,7 @@ def test_all_damaged_is_an_error_and_never_step_0(part, damage, directory):
         damage(f"{directory}/ckpt-{step}.{part}")
     before = sorted(os.listdir(directory))
     with pytest.raises(InputError, match="all 3 checkpoints are damaged"):
-        find_start(directory, restore="auto", specs=SPECS)
+        find_start([directory], restore="auto", specs=SPECS)
     assert sorted(os.listdir(directory)) == before
 
 
@@ -111,7 +116,7 @@ def test_the_state_file_is_never_believed(content, directory):
     else:
         with open(f"{directory}/checkpoint", "wb") as file:
             file.write(content)
-    assert find_start(directory, restore="auto", specs=SPECS)["step"] == 3
+    assert find_start([directory], restore="auto", specs=SPECS)["step"] == 3
 
 
 def test_link_to_outside_the_run_is_not_followed(directory, tmp_path_factory):
@@ -119,7 +124,7 @@ def test_link_to_outside_the_run_is_not_followed(directory, tmp_path_factory):
     for part in (DATA, INDEX):
         os.rename(f"{directory}/ckpt-3.{part}", outside / f"ckpt-3.{part}")
         os.symlink(outside / f"ckpt-3.{part}", f"{directory}/ckpt-3.{part}")
-    assert find_start(directory, restore="auto", specs=SPECS)["step"] == 2
+    assert find_start([directory], restore="auto", specs=SPECS)["step"] == 2
 
 
 def test_checkpoint_of_another_model_names_every_difference(directory):
@@ -129,14 +134,14 @@ def test_checkpoint_of_another_model_names_every_difference(directory):
         "model/dense/bias": ((4,), np.dtype(np.float32)),
     }
     with pytest.raises(InputError) as error:
-        find_start(directory, restore="auto", specs=specs)
+        find_start([directory], restore="auto", specs=specs)
     assert "missing model/dense/bias" in str(error.value)
     assert "unknown optimizer/mean/dense/kernel" in str(error.value)
     assert "model/dense/kernel found (2, 3) expected (2, 4)" in str(error.value)
 
 
 def test_reverting_sets_later_checkpoints_aside(directory):
-    assert find_start(directory, restore="2", specs=SPECS)["step"] == 2
+    assert find_start([directory], restore="2", specs=SPECS)["step"] == 2
     assert list_checkpoints(directory) == [3, 2, 1]
     checkpoints.set_aside_later(directory, 2)
     assert list_checkpoints(directory) == [2, 1]
@@ -144,19 +149,104 @@ def test_reverting_sets_later_checkpoints_aside(directory):
     assert aside["step"] == 3
 
 
-def test_wrong_restore_says_what_there_is(directory):
-    with pytest.raises(InputError, match=r"found 7, expected one of .* 3, 2, 1"):
-        find_start(directory, restore="7", specs=SPECS)
-    with pytest.raises(InputError, match="--restore=none: found checkpoints"):
-        find_start(directory, restore="none", specs=SPECS)
+def test_second_revert_loses_nothing_of_the_first(directory):
+    checkpoints.set_aside_later(directory, 2)
+    writer = CheckpointWriter()
+    writer.save(ARRAYS, directory=directory, step=3, max_to_keep=3)
+    writer.close()
+    checkpoints.set_aside_later(directory, 2)
+    for aside in ("later-than-2", "later-than-2.2"):
+        assert list_checkpoints(f"{directory}/{aside}") == [3]
+
+
+def test_wrong_restore_says_what_there_is(directory, tmp_path_factory):
+    def refused(restore, match):
+        with pytest.raises(InputError, match=match):
+            find_start([directory], restore=restore, specs=SPECS)
+
+    refused("7", r"--restore: found 7, expected one of .* 3, 2, 1")
+    refused("none", "--restore=none: found checkpoints")
+    refused(f"{directory}/ckpt-7", "--restore: found '.*ckpt-7', expected the path")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    writer = CheckpointWriter()
+    writer.save(ARRAYS, directory=str(elsewhere), step=1, max_to_keep=3)
+    writer.close()
+    refused(f"{elsewhere}/ckpt-1", "a checkpoint of another run")
+    empty_run = str(elsewhere / "new")
+    found = find_start([empty_run], restore=f"{elsewhere}/ckpt-1", specs=SPECS)
+    assert found["step"] == 3
+
+
+def test_path_of_an_own_checkpoint_is_restored(directory):
+    for path in (
+        f"{directory}/ckpt-2",
+        f"{directory}/../{os.path.basename(directory)}/ckpt-2.index",
+    ):
+        assert find_start([directory], restore=path, specs=SPECS)["step"] == 2
+
+
+def test_newest_of_both_directories_counts(directory, tmp_path):
+    best = str(tmp_path / "best")
+    writer = CheckpointWriter()
+    arrays = ARRAYS | {"step": np.array(4, np.int64)}
+    writer.save(arrays, directory=best, step=4, max_to_keep=1)
+    writer.close()
+    directories = [directory, best]
+    assert find_start(directories, restore="auto", specs=SPECS)["step"] == 4
+    assert find_start(directories, restore="4", specs=SPECS)["step"] == 4
+    truncate(f"{best}/ckpt-4.{DATA}")
+    assert find_start(directories, restore="auto", specs=SPECS)["step"] == 3
 
 
 def test_failed_save_is_raised_and_the_old_checkpoint_stays(directory):
-    os.remove(f"{directory}/ckpt-1.index")
     with open(f"{directory}/.writing-9", "w"):
         pass  # a file where the save wants a folder
     writer = CheckpointWriter()
     writer.save(ARRAYS, directory=directory, step=9, max_to_keep=3)
-    with pytest.raises(tf.errors.OpError):
+    with pytest.raises(RunError, match="ckpt-9 cannot be written"):
         writer.close()
-    assert find_start(directory, restore="auto", specs=SPECS)["step"] == 3
+    assert find_start([directory], restore="auto", specs=SPECS)["step"] == 3
+
+
+def save_without_end(directory):
+    step = max(list_checkpoints(directory), default=0)
+    writer = CheckpointWriter()
+    while True:
+        step += 1
+        arrays = {"w": np.full(100_000, step, np.float32)}
+        writer.save(arrays, directory=directory, step=step, max_to_keep=2)
+
+
+def test_killed_50_times_while_saving_a_whole_checkpoint_is_always_there(tmp_path):
+    program = "import test_checkpoints as t, sys; t.fork_and_kill(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=os.path.dirname(__file__),
+        check=True,
+    )
+
+
+def fork_and_kill(directory):
+    """Runs where TensorFlow is imported but has not started, so that forks can use it."""
+    specs = {"w": ((100_000,), np.dtype(np.float32))}
+    rng, steps, cut_short = random.Random(0), [], 0
+    for _ in range(50):
+        child = os.fork()
+        if child == 0:
+            save_without_end(directory)
+        time.sleep(rng.uniform(0.1, 0.4))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        cut_short += any(name.startswith(".writing") for name in os.listdir(directory))
+        # Read in a fork too: reading starts TensorFlow.
+        reader = os.fork()
+        if reader == 0:
+            checkpoints.remove_unfinished(directory)
+            found = find_start([directory], restore="auto", specs=specs)
+            step = list_checkpoints(directory)[0]
+            # At most the one whose files were between two renames is not whole.
+            is_good = found is None or found["w"][0] in (step, step - 1)
+            os._exit(0 if is_good and (found is not None or not steps) else 1)
+        assert os.waitpid(reader, 0)[1] == 0
+        steps = os.listdir(directory)
+    assert cut_short >= 10

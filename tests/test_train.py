@@ -1,18 +1,30 @@
 """The train program, run as a user runs it."""
 
+import functools
 import gzip
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_dist.checkpoints import list_checkpoints, load_arrays
+
+
+class Result(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
 
 COMMON = [
     "--model=mlp",
@@ -25,24 +37,27 @@ COMMON = [
 ]
 
 
-def run_train(*flags, **kwargs):
-    return subprocess.run(
-        [sys.executable, "-m", "mnist_dist.train", *flags],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **kwargs,
-    )
+@pytest.fixture(scope="module")
+def run_train(fork_server):
+    def run(*flags):
+        process = fork_server.start("mnist_dist.train", *flags)
+        return Result(process.wait(), process.stdout(), process.stderr())
 
-
-def train(model_dir, *flags):
-    result = run_train(f"--model_dir={model_dir}", *COMMON, *flags)
-    assert result.returncode == 0, result.stderr
-    return result
+    return run
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def train(run_train):
+    def run(model_dir, *flags):
+        result = run_train(f"--model_dir={model_dir}", *COMMON, *flags)
+        assert result.returncode == 0, result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, train):
     model_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
     return model_dir, train(model_dir, "--train_steps=120")
 
@@ -59,6 +74,21 @@ def records(model_dir):
         {k: v for k, v in json.loads(line).items() if k not in dropped}
         for line in lines
     ]
+
+
+def scalars(model_dir):
+    """Every point in TensorBoard's files but for speeds, in order."""
+    points = []
+    for kind in ("train", "eval"):
+        accumulator = EventAccumulator(str(model_dir / kind), {"tensors": 0}).Reload()
+        for tag in accumulator.Tags()["tensors"]:
+            if tag not in ("images_per_second", "settings/text_summary"):
+                points += [
+                    (kind, tag, e.step, tf.make_ndarray(e.tensor_proto).item())
+                    for e in accumulator.Tensors(tag)
+                    if e.tensor_proto.dtype == tf.float32.as_datatype_enum
+                ]
+    return points
 
 
 def assert_same_run(found_dir, expected_dir):
@@ -85,6 +115,7 @@ def test_first_output_is_the_plan_and_last_where_things_lie(undisturbed):
     ):
         assert text in result.stdout
     assert sorted(p.name for p in model_dir.iterdir()) == [
+        ".lock",
         "best",
         "checkpoints",
         "config.json",
@@ -125,7 +156,7 @@ def test_saved_model_gives_the_accuracy_of_the_run_without_our_code(undisturbed,
     assert evaluated["num_examples"] == 10_000
 
 
-def test_run_in_two_parts_equals_the_whole_bit_for_bit(undisturbed, tmp_path):
+def test_run_in_two_parts_equals_the_whole_bit_for_bit(undisturbed, tmp_path, train):
     train(tmp_path, "--train_steps=70", "--noexport")
     os.rename(tmp_path / "metrics.jsonl", tmp_path / "kept")
     # What a run of 70 steps evaluates at its end, a run of 120 does not.
@@ -139,33 +170,242 @@ def test_run_in_two_parts_equals_the_whole_bit_for_bit(undisturbed, tmp_path):
     assert sorted(p.name for p in aside.iterdir())[-1] == "ckpt-70.index"
 
 
-def test_run_stopped_by_a_signal_goes_on_bit_for_bit(undisturbed, tmp_path):
-    flags = [f"--model_dir={tmp_path}", *COMMON, "--train_steps=120"]
-    flags += ["--steps_per_loop=1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mnist_dist.train", *flags],
-        stdout=subprocess.PIPE,
-        text=True,
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_run_stopped_by_a_signal_goes_on_bit_for_bit(
+    name, undisturbed, fork_server, train, tmp_path
+):
+    process = fork_server.start(
+        "mnist_dist.train",
+        f"--model_dir={tmp_path}",
+        *COMMON,
+        "--train_steps=120",
+        "--steps_per_loop=1",
     )
-    log = tmp_path / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (
-        log.exists() and process.poll() is None and (tmp_path / "best").exists()
-    ):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "stopped by SIGTERM at step" in output
+    process.wait_for(tmp_path / "best")
+    process.kill(getattr(signal, name))
+    assert process.wait() == 143, process.stderr()
+    assert f"stopped by {name} at step" in process.stdout()
+    assert "the same command goes on from there" in process.stdout()
     stopped_at = list_checkpoints(str(tmp_path / "checkpoints"))[0]
     assert 40 <= stopped_at < 120
     train(tmp_path, "--train_steps=120")
     assert_same_run(tmp_path, undisturbed[0])
 
 
-def test_two_replicas_give_the_loss_curve_of_one(undisturbed, tmp_path):
+def test_signal_before_the_first_step_leaves_no_checkpoint(fork_server, tmp_path):
+    process = fork_server.start("mnist_dist.train", f"--model_dir={tmp_path}", *COMMON)
+    process.wait_for(tmp_path / ".lock")
+    process.kill(signal.SIGTERM)
+    assert process.wait() == 143, process.stderr()
+
+
+def test_second_interrupt_stops_at_once(fork_server, tmp_path):
+    process = fork_server.start(
+        "mnist_dist.train", f"--model_dir={tmp_path}", *COMMON, "--train_steps=100000"
+    )
+    process.wait_for(tmp_path / "best")
+    process.kill(signal.SIGINT)
+    time.sleep(0.001)
+    process.kill(signal.SIGINT)
+    assert process.wait() in (130, 143)
+
+
+def test_killed_20_times_a_run_ends_as_if_undisturbed(fork_server, train, tmp_path):
+    flags = ["--train_steps=2500", "--ema_decay=0.9", "--noexport", "--noaugment"]
+    flags.append("--eval_interval=200")
+    train(tmp_path / "whole", *flags)
+    killed, rng = tmp_path / "killed", random.Random(1)
+    directory = str(killed / "checkpoints")
+    reached = [0]
+    for number in range(20):
+        process = fork_server.start(
+            "mnist_dist.train", f"--model_dir={killed}", *COMMON, *flags
+        )
+        # Of four kills one anywhere, early too, and three while it trains or saves.
+        if number % 4:
+            deadline = time.monotonic() + 60
+            while max(list_checkpoints(directory), default=0) <= reached[-1]:
+                assert time.monotonic() < deadline, process.stderr()
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.2))
+        else:
+            time.sleep(rng.uniform(0, 2))
+        process.kill(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, process.stderr()
+        reached.append(max(list_checkpoints(directory), default=0))
+    assert reached[-1] < 2500
+    assert len(set(reached)) > 15
+    train(killed, *flags)
+    assert_same_run(killed, tmp_path / "whole")
+    assert scalars(killed) == scalars(tmp_path / "whole")
+
+
+def test_second_start_on_a_live_run_is_refused(fork_server, run_train, tmp_path):
+    flags = [f"--model_dir={tmp_path}", *COMMON, "--train_steps=100000"]
+    process = fork_server.start("mnist_dist.train", *flags)
+    process.wait_for(tmp_path / "best")
+    result = run_train(*flags)
+    assert result.returncode == 2
+    assert f"is being written by process {process.pid} on" in result.stderr
+    process.kill(signal.SIGKILL)
+    process.wait()
+    # A dead run's lock does not block.
+    result = run_train(*flags[:-1], "--train_steps=40")
+    assert "is being written" not in result.stderr
+
+
+def test_changed_settings_are_named_and_refused(undisturbed, run_train, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed[0], run)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    changes = ["--learning_rate=0.5", "--seed=7", "--noaugment", "--model=cnn"]
+    result = run_train(f"--model_dir={run}", *COMMON, *changes, "--train_steps=140")
+    assert result.returncode == 2
+    assert "--learning_rate: found 0.5, the run has 0.002" in result.stderr
+    assert "--seed: found 7, the run has 1" in result.stderr
+    assert "--augment: found False, the run has True" in result.stderr
+    assert "--model: found 'cnn', the run has 'mlp'" in result.stderr
+    after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert {**after, run / ".lock": b""} == {**before, run / ".lock": b""}
+
+
+def test_override_and_free_changes_go_on(undisturbed, train, run_train, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path / "run")
+    free = ["--train_steps=140", "--max_to_keep=2", "--summary_interval=7"]
+    mirrored = ["--distribution_strategy=mirrored", "--logical_cpus=2", "--noexport"]
+    train(tmp_path / "run", *free, *mirrored)
+    assert int(final_arrays(tmp_path / "run")["step"]) == 140
+    flags = ["--learning_rate=0.5", "--train_steps=150", "--override_config"]
+    train(tmp_path / "run", *flags, "--noexport")
+    assert int(final_arrays(tmp_path / "run")["step"]) == 150
+    # Another model's checkpoint cannot be overridden.
+    result = run_train(
+        f"--model_dir={tmp_path}/run", *COMMON, "--model=cnn", "--override_config"
+    )
+    assert result.returncode == 2
+    assert "is of another model or optimizer: missing" in result.stderr
+    assert "model/dense_layer_1/bias found (128,) expected (10,)" in result.stderr
+
+
+def test_overwrite_starts_anew(undisturbed, train, run_train, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path / "run")
+    flags = ["--restore=none", "--train_steps=20", "--seed=3"]
+    result = run_train(f"--model_dir={tmp_path}/run", *COMMON, *flags)
+    assert result.returncode == 2
+    assert "--overwrite deletes them" in result.stderr
+    assert list_checkpoints(str(tmp_path / "run" / "checkpoints")) == [120, 80, 40]
+    train(tmp_path / "run", *flags, "--overwrite")
+    assert list_checkpoints(str(tmp_path / "run" / "checkpoints")) == [20]
+    assert [r["step"] for r in records(tmp_path / "run")] == [20, 20]
+    assert [p.name for p in (tmp_path / "run" / "export").iterdir()] == ["20"]
+
+
+def test_best_checkpoint_outlives_reverts_and_rotation(undisturbed, train, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed[0], run)
+    train(run, "--train_steps=120", "--restore=80", "--max_to_keep=1", "--noexport")
+    best = run / "best"
+    step = list_checkpoints(str(best))[0]
+    accuracies = {r["step"]: r["accuracy"] for r in records(run) if r["kind"] == "eval"}
+    arrays = load_arrays(f"{best}/ckpt-{step}")
+    assert arrays["best/accuracy"] == accuracies[step] == max(accuracies.values())
+
+
+def test_not_finite_loss_ends_the_run_and_keeps_the_last_good(
+    train, run_train, tmp_path
+):
+    train(tmp_path, "--train_steps=40", "--optimizer=sgd", "--noexport")
+    flags = ["--optimizer=sgd", "--learning_rate=1e30", "--override_config"]
+    flags += ["--train_steps=400", "--max_nonfinite_steps=30"]
+    result = run_train(f"--model_dir={tmp_path}", *COMMON, *flags)
+    assert result.returncode == 1
+    assert "were skipped, their loss or gradients were not finite" in result.stderr
+    assert result.stderr.count("\n") == 1
+    arrays = final_arrays(tmp_path)
+    assert all(np.all(np.isfinite(array)) for array in arrays.values())
+
+
+@pytest.fixture(params=["tmpfs", "file size limit"])
+def start_on_full_disk(request, fork_server, tmp_path):
+    """A function that starts a training whose disk fills up after some checkpoints."""
+    if request.param == "file size limit":
+        # Checkpoints of this model have 1.2 MB; the limit is 1 MB.
+        def start(*flags):
+            return fork_server.start(
+                "mnist_dist.train", *flags, limits={"RLIMIT_FSIZE": 1 << 20}
+            )
+
+        yield tmp_path, start
+        return
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small tmpfs needs root; the file size limit is tested instead")
+    yield disk, functools.partial(fork_server.start, "mnist_dist.train")
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_full_disk_ends_the_run_with_the_reason(start_on_full_disk, train):
+    run, start = start_on_full_disk
+    train(run, "--train_steps=40", "--noexport")
+    good = final_arrays(run)
+    process = start(
+        f"--model_dir={run}", *COMMON, "--train_steps=400", "--max_to_keep=9"
+    )
+    assert process.wait() == 1
+    assert "cannot be written" in process.stderr()
+    assert process.stderr().count("\n") == 1
+    found = load_arrays(f"{run}/checkpoints/ckpt-40")
+    for name, array in good.items():
+        np.testing.assert_array_equal(found[name], array)
+    assert not list((run / "checkpoints").glob(".writing*"))
+    assert final_arrays(run)["step"] >= 40
+
+
+def test_read_only_directory_is_refused(undisturbed, run_train, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode == 0:
+        make_read_only = ["mount", "-o", "remount,ro", str(disk)]
+    else:
+        make_read_only = ["chmod", "-R", "a-w", str(disk)]
+    shutil.copytree(undisturbed[0], disk / "run")
+    subprocess.run(make_read_only, check=True)
+    try:
+        result = run_train(f"--model_dir={disk}/run", *COMMON, "--train_steps=140")
+        assert result.returncode == 2
+        assert "expected a directory to write to" in result.stderr
+        assert final_arrays(disk / "run")["step"] == 120
+    finally:
+        subprocess.run(["umount", str(disk)], capture_output=True)
+
+
+def test_all_checkpoints_damaged_exits_2_and_touches_nothing(
+    undisturbed, run_train, tmp_path
+):
+    shutil.copytree(undisturbed[0], tmp_path / "run")
+    for path in [*(tmp_path / "run").rglob("ckpt-*.data*")]:
+        os.truncate(path, 100)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    result = run_train(f"--model_dir={tmp_path}/run", *COMMON, "--train_steps=120")
+    assert result.returncode == 2
+    assert "checkpoints are damaged" in result.stderr.splitlines()[-1]
+    lock = tmp_path / "run" / ".lock"
+    after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert {**after, lock: b""} == {**before, lock: b""}
+
+
+def test_compiled_run_in_two_parts_equals_the_whole_bit_for_bit(train, tmp_path):
+    flags = ["--enable_xla=on", "--noexport", "--train_epochs=0.3"]
+    train(tmp_path / "whole", *flags)
+    train(tmp_path / "parts", *flags, "--steps_per_loop=7")
+    train(tmp_path / "parts", *flags, "--restore=80")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_two_replicas_give_the_loss_curve_of_one(undisturbed, tmp_path, train):
     result = train(
         tmp_path,
         "--train_steps=120",
@@ -191,7 +431,7 @@ def write_idx(path, array, opener):
 
 
 @pytest.mark.parametrize("form", ["idx", "gz", "npz"])
-def test_another_data_set_needs_no_other_flag(form, tmp_path):
+def test_another_data_set_needs_no_other_flag(form, tmp_path, run_train):
     rng = np.random.default_rng(0)
     shape = (14, 20) if form != "npz" else (16, 16, 3)
     arrays = {
@@ -224,7 +464,7 @@ def test_another_data_set_needs_no_other_flag(form, tmp_path):
     assert serve(images=tf.constant(images))["logits"].shape == (50, 7)
 
 
-def test_dry_run_checks_and_prints_and_leaves_nothing(tmp_path):
+def test_dry_run_checks_and_prints_and_leaves_nothing(tmp_path, run_train):
     result = run_train(f"--model_dir={tmp_path}/run", "--dry_run")
     assert result.returncode == 0, result.stderr
     assert "1,875, 469 an epoch" in result.stdout
@@ -251,7 +491,7 @@ def test_dry_run_checks_and_prints_and_leaves_nothing(tmp_path):
         (["--model_dir=/dev/null"], "--model_dir: found '/dev/null'"),
     ],
 )
-def test_wrong_flags_exit_2_with_one_line(flags, message, tmp_path):
+def test_wrong_flags_exit_2_with_one_line(flags, message, tmp_path, run_train):
     result = run_train(f"--model_dir={tmp_path}/run", *flags)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1

@@ -25,7 +25,7 @@ with program.quiet_imports():
     from mnist_dist.data import ExampleStream, load_dataset
     from mnist_dist.models import create_model
     from mnist_dist.optimizers import create_schedule, create_update_rule
-    from mnist_dist.steps import create_train_loop, cross_entropy, has_convolutions
+    from mnist_dist.steps import create_train_loop, cross_entropy, is_worth_compiling
     from mnist_dist.train_state import TrainState
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
@@ -36,6 +36,11 @@ SEED = 1
 Peer = Callable[[], keras.Model]
 
 
+def create_strategy() -> tf.distribute.Strategy:
+    """Builds the strategy for one device, the CPU."""
+    return tf.distribute.OneDeviceStrategy("/device:CPU:0")
+
+
 def create_keras_model(name: str) -> keras.Model:
     """Builds the model with the weights that every peer starts from."""
     return create_model(name, image_shape=(28, 28, 1), num_classes=10, seed=SEED)
@@ -43,7 +48,7 @@ def create_keras_model(name: str) -> keras.Model:
 
 def ours(name: str, images: np.ndarray, labels: np.ndarray, batch: int) -> Peer:
     """The package's device loop on resident data."""
-    strategy = tf.distribute.OneDeviceStrategy("/device:CPU:0")
+    strategy = create_strategy()
     with strategy.scope():
         model = create_keras_model(name)
         rule = create_update_rule("adam")
@@ -58,7 +63,7 @@ def ours(name: str, images: np.ndarray, labels: np.ndarray, batch: int) -> Peer:
         ),
         global_batch_size=batch,
         seed=SEED,
-        use_xla=not has_convolutions(model),
+        use_xla=is_worth_compiling(model, strategy),
     )
     data = tf.constant(images), tf.constant(labels)
     indices = np.arange(steps * batch, dtype=np.int32).reshape(steps, batch)
@@ -104,7 +109,7 @@ def keras_fit(
     if at_its_best:
         options = {
             "steps_per_execution": 50,
-            "jit_compile": not has_convolutions(model),
+            "jit_compile": is_worth_compiling(model, create_strategy()),
         }
     model.compile(
         keras.optimizers.Adam(LEARNING_RATE),

@@ -78,6 +78,11 @@ class Dataset:
         """What to evaluate on while training: validation if there is one, or test."""
         return self.test if self.validation is None else self.validation
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the images that training and evaluation use."""
+        return self.train.images.nbytes + self.evaluation.images.nbytes
+
 
 def load_dataset(
     data_dir: str | os.PathLike[str] | None = None, *, validation_examples: int = 0
