@@ -5,7 +5,12 @@ import sys
 
 from mnist_dist import __version__
 
-VERBS = {"train": "trains, evaluates, checkpoints, summarises and exports"}
+VERBS = {
+    "train": "trains, evaluates, checkpoints, summarises and exports",
+    "evaluate": "evaluates a checkpoint, SavedModels, or a training as it goes on",
+    "export": "writes a SavedModel, .keras or .tflite from a checkpoint",
+    "predict": "classifies image files with a SavedModel",
+}
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from typing import IO
 
 import numpy as np
 
-from mnist_dist.data.npy import Header, read_data, read_header
+from mnist_dist.data.npy import Header, read_npy_data, read_npy_header
 from mnist_dist.data.reading import open_file, quoted
 from mnist_dist.errors import InputError, RunError
 
@@ -214,10 +214,10 @@ def _is_plain(part: str) -> bool:
 
 
 def _read_array(stream: IO[bytes], *, max_bytes: int, name: str) -> np.ndarray:
-    header: Header = read_header(stream, name=name)
+    header: Header = read_npy_header(stream, name=name)
     if header.dtype.kind not in "biuf":
         raise InputError(f"{name}: found dtype {header.dtype}, expected numbers")
-    return read_data(stream, header, max_bytes=max_bytes, name=name)
+    return read_npy_data(stream, header, max_bytes=max_bytes, name=name)
 
 
 def _write_array(stream: IO[bytes], array: np.ndarray) -> None:

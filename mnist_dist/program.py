@@ -16,8 +16,12 @@ EXIT_INPUT = 2  # wrong flags, configuration or data: never worth retrying
 EXIT_STOPPED = 143  # stopped after saving: run it again and it goes on
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
+def run(
+    main: Callable[[Sequence[str]], int | None], *, takes_arguments: bool = False
+) -> None:
     """Runs `main` on the parsed command line and exits with its code.
+
+    What is left of it after the flags is an error unless `takes_arguments`.
 
     Wrong flags and every `InputError` become one line on standard error, exit 2;
     every `RunError` one line, exit 1.
@@ -30,7 +34,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
     def guarded(argv: list[str]) -> int | None:
         try:
-            if len(argv) > 1:
+            if len(argv) > 1 and not takes_arguments:
                 raise InputError(
                     f"unexpected argument {argv[1]!r}: flags begin with --"
                 )
@@ -81,7 +85,12 @@ def _asks_help(argv: list[str]) -> bool:
     return any(arg.lstrip("-").startswith("help") for arg in argv[1:])
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
+def print_error(error: Exception) -> None:
+    """Says on standard error, in one line, what is wrong."""
     name = os.path.basename(sys.argv[0]).removesuffix(".py")
     print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    print_error(error)
     sys.exit(code)

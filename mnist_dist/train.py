@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
             is_worth_compiling,
         )
         from mnist_dist.train_state import TrainState
+        from mnist_dist.trained_model import load_run_config
         from mnist_dist.training import TrainingRun
 
     # 1. What to train on: the data, and the devices.
@@ -174,8 +175,10 @@ def main(argv: Sequence[str]) -> int:
         export_path = export_saved_model(
             state,
             FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir),
-            sample_images=dataset.test.images[:256],
-        )
+            config=load_run_config(FLAGS.model_dir),
+            uses_ema=FLAGS.ema_decay > 0,
+            evaluation=dataset.evaluation,
+        ).path
     print(report.describe_end(run, dataset.evaluation.name, export_path), flush=True)
     if lock:
         lock.close()

@@ -30,7 +30,7 @@ class Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(stream: IO[bytes], *, name: str) -> Header:
+def read_npy_header(stream: IO[bytes], *, name: str) -> Header:
     """Reads the header; `name` names the file, and the part of it, in errors.
 
     Raises:
@@ -51,7 +51,7 @@ def read_header(stream: IO[bytes], *, name: str) -> Header:
     return header
 
 
-def read_data(
+def read_npy_data(
     stream: IO[bytes], header: Header, *, max_bytes: int, name: str
 ) -> np.ndarray:
     """Reads the array after its header, C-contiguous.

@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 
-from mnist_dist.data.npy import read_data, read_header
+from mnist_dist.data.npy import read_npy_data, read_npy_header
 from mnist_dist.data.reading import MAX_DEFLATE_RATIO, open_file, quoted
 from mnist_dist.errors import InputError
 
@@ -92,7 +92,7 @@ def _read_array(
             f"of this size holds at most {max_bytes}"
         )
     with archive.open(member) as stream:
-        header = read_header(stream, name=name)
+        header = read_npy_header(stream, name=name)
         shape, dtype = header.shape, header.dtype
         if is_images and (dtype != np.uint8 or len(shape) not in (3, 4)):
             raise InputError(
@@ -106,4 +106,4 @@ def _read_array(
             )
         if min(shape) < 1:
             raise InputError(f"{name}: found shape {shape}, expected no zero dimension")
-        return read_data(stream, header, max_bytes=max_bytes, name=name)
+        return read_npy_data(stream, header, max_bytes=max_bytes, name=name)
