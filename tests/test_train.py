@@ -405,21 +405,74 @@ def test_compiled_run_in_two_parts_equals_the_whole_bit_for_bit(train, tmp_path)
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
-def test_two_replicas_give_the_loss_curve_of_one(undisturbed, tmp_path, train):
+@pytest.mark.parametrize("num_replicas", [2, 4])
+def test_replicas_give_the_loss_curve_of_one(
+    num_replicas, undisturbed, train, tmp_path
+):
     result = train(
         tmp_path,
         "--train_steps=120",
         "--noexport",
         "--distribution_strategy=mirrored",
-        "--logical_cpus=2",
+        f"--logical_cpus={num_replicas}",
     )
-    assert "MirroredStrategy, 2 replicas" in result.stdout
-    assert "128 global, 64 a replica" in result.stdout
+    assert f"MirroredStrategy, {num_replicas} replicas" in result.stdout
+    assert f"128 global, {128 // num_replicas} a replica" in result.stdout
     found, expected = records(tmp_path), records(undisturbed[0])
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         assert a["step"] == b["step"]
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-3)
+
+
+def test_target_accuracy_ends_the_run_at_the_first_evaluation_with_it(train, tmp_path):
+    train(tmp_path, "--target_accuracy=0.6", "--eval_interval=10")
+    accuracies = [r["accuracy"] for r in records(tmp_path) if r["kind"] == "eval"]
+    assert accuracies[-1] >= 0.6
+    assert all(accuracy < 0.6 for accuracy in accuracies[:-1])
+    step = 10 * len(accuracies)
+    assert list_checkpoints(str(tmp_path / "checkpoints"))[0] == step
+    assert (tmp_path / "export" / str(step) / "saved_model.pb").exists()
+
+
+def test_patience_ends_a_run_that_does_not_improve(train, tmp_path):
+    flags = ["--learning_rate=0", "--early_stopping_patience=2", "--eval_interval=10"]
+    train(tmp_path, *flags, "--noexport")
+    steps = [r["step"] for r in records(tmp_path) if r["kind"] == "eval"]
+    assert steps == [10, 20, 30]
+
+
+def test_warm_start_takes_the_weights_and_nothing_else(undisturbed, train, tmp_path):
+    source = f"{undisturbed[0]}/checkpoints/ckpt-80"
+    flags = ["--learning_rate=0", "--train_steps=3", "--optimizer=sgd", "--noexport"]
+    train(tmp_path, *flags, f"--init_from={source}")
+    found, expected = final_arrays(tmp_path), load_arrays(source)
+    assert found["step"] == 3
+    weights = [name for name in expected if name.startswith("model/")]
+    assert len(weights) == 4
+    for name in weights:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_profile_of_the_named_steps_lies_where_tensorboard_looks(train, tmp_path):
+    train(tmp_path, "--train_steps=40", "--profile_steps=10,20", "--noexport")
+    assert len(list(tmp_path.glob("train/plugins/profile/*/*.xplane.pb"))) == 1
+
+
+def test_deterministic_runs_are_equal_on_several_replicas_too(train, tmp_path):
+    flags = ["--train_steps=40", "--deterministic", "--logical_cpus=2", "--noexport"]
+    for name in ("one", "two"):
+        train(tmp_path / name, *flags)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def test_validation_examples_are_evaluated_and_not_trained_on(train, tmp_path):
+    flags = ["--validation_examples=100", "--train_steps=40", "--noexport"]
+    result = train(tmp_path, *flags)
+    assert "59,900 training images" in result.stdout
+    assert "validation accuracy" in result.stdout
+    evaluated = [r for r in records(tmp_path) if r["kind"] == "eval"]
+    assert [(r["split"], r["num_examples"]) for r in evaluated] == [("validation", 100)]
 
 
 def write_idx(path, array, opener):
