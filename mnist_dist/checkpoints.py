@@ -22,7 +22,7 @@ T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
-_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 # What reading a damaged checkpoint raises, depending on where the damage is.
 DAMAGE = (tf.errors.OpError, IndexError, ValueError, UnicodeDecodeError)
 
@@ -92,9 +92,9 @@ def load_arrays(prefix: str) -> Arrays:
         name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
     }
     return {
-        name.removesuffix(_SUFFIX): np.asarray(value)
+        name.removesuffix(SUFFIX): np.asarray(value)
         for name, value in everything.items()
-        if name.endswith(_SUFFIX)
+        if name.endswith(SUFFIX)
     }
 
 

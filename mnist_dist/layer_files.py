@@ -8,6 +8,7 @@ own size.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import struct
@@ -19,7 +20,7 @@ from typing import IO
 
 import numpy as np
 
-from mnist_dist.data.npy import Header, read_npy_data, read_npy_header
+from mnist_dist.data.npy import read_npy_data, read_npy_header
 from mnist_dist.data.reading import open_file, quoted
 from mnist_dist.errors import InputError, RunError
 
@@ -214,19 +215,15 @@ def _is_plain(part: str) -> bool:
 
 
 def _read_array(stream: IO[bytes], *, max_bytes: int, name: str) -> np.ndarray:
-    header: Header = read_npy_header(stream, name=name)
+    header = read_npy_header(stream, name=name)
     if header.dtype.kind not in "biuf":
         raise InputError(f"{name}: found dtype {header.dtype}, expected numbers")
     return read_npy_data(stream, header, max_bytes=max_bytes, name=name)
 
 
 def _write_array(stream: IO[bytes], array: np.ndarray) -> None:
-    # As bytes: given a file, NumPy writes to its descriptor and loses what disks say.
-    np.lib.format.write_array_header_1_0(
-        stream, np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(array))
-        | {"shape": array.shape},
-    )
-    stream.write(np.ascontiguousarray(array).tobytes())
+    contiguous = np.ascontiguousarray(array).reshape(array.shape)
+    np.lib.format.write_array(stream, contiguous, version=(1, 0), allow_pickle=False)
 
 
 def _finish(file: tempfile._TemporaryFileWrapper) -> None:
@@ -243,5 +240,4 @@ def _umask() -> int:
 
 def _cannot_write(path: str, error: OSError) -> InputError | RunError:
     message = f"{quoted(path)}: cannot be written ({error.strerror or error})"
-    # A full disk is not the user's spelling.
-    return RunError(message) if error.errno == 28 else InputError(message)
+    return RunError(message) if error.errno == errno.ENOSPC else InputError(message)
