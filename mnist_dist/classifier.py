@@ -79,9 +79,7 @@ def load_classifier(path: str) -> Classifier:
     inputs = serve.structured_input_signature[1]
     outputs = serve.structured_outputs
     images = inputs.get("images")
-    shape = (
-        [] if images is None or images.shape.rank is None else images.shape.as_list()
-    )
+    shape = [] if images is None or images.shape.rank is None else images.shape.as_list()
     if (
         len(inputs) != 1
         or len(shape) != 4
