@@ -263,6 +263,27 @@ def fit_layers(
     return Fit(applied, taken, skipped)
 
 
+def report_fit(fit: Fit) -> list[dict[str, str]]:
+    """Returns a row for each layer of the source: what became of it, and why."""
+    rows = [
+        {
+            "layer": source,
+            "result": "applied",
+            "note": f"as {layer}: "
+            + ", ".join(
+                f"{name.rpartition('/')[2]} {_describe(a.shape, a.dtype)}"
+                for name, a in fit.applied.items()
+                if layer_of(name) == layer
+            ),
+        }
+        for layer, source in fit.taken.items()
+    ]
+    return rows + [
+        {"layer": layer, "result": "skipped", "note": reason}
+        for layer, reason in fit.skipped.items()
+    ]
+
+
 def rename_layers(weights: Weights, layer_map: LayerMap) -> Arrays:
     """Returns the mapped layers under their new names.
 
