@@ -233,29 +233,6 @@ def remove_unfinished(directory: str) -> None:
             tf.io.gfile.rmtree(os.path.join(directory, name))
 
 
-def load_weights(prefix: str, *, specs: Specs) -> Arrays:
-    """Loads the model's weights alone, for a warm start.
-
-    Args:
-      prefix: path of a checkpoint, as in `MODEL_DIR/checkpoints/ckpt-100`.
-      specs: what the new run holds; its `model/...` entries are needed.
-
-    Raises:
-      InputError: it cannot be read, or is of another model.
-    """
-    try:
-        arrays = load_arrays(prefix)
-    except DAMAGE as error:
-        raise InputError(
-            f"--init_from: {prefix} cannot be read: {' '.join(str(error).split())}"
-        ) from error
-    needed = {name: spec for name, spec in specs.items() if name.startswith("model/")}
-    weights = {name: a for name, a in arrays.items() if name.startswith("model/")}
-    check_specs(weights, specs=needed, name=f"--init_from: {prefix}")
-    ema = {f"ema/{name.removeprefix('model/')}": a for name, a in weights.items()}
-    return weights | {name: a for name, a in ema.items() if name in specs}
-
-
 def load_step(directory: str, step: int, *, specs: Specs) -> Arrays:
     """Loads one step's checkpoint and checks that it is what the run needs.
 

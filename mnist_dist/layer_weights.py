@@ -336,6 +336,29 @@ def initial_arrays(fit: Fit) -> Arrays:
     }
 
 
+def load_initial(path: str, model: keras.Model) -> Fit:
+    """Reads what a new run of `model` starts from, whatever of it fits.
+
+    From a checkpoint it is the weights that were trained, not their average.
+
+    Raises:
+      InputError: as `load_weights` and `fit_layers`.
+    """
+    try:
+        weights = load_weights(path, use_ema=False)
+        return fit_layers(weights, model_specs(model), target=model.name)
+    except InputError as error:
+        raise InputError(f"--init_from: {error}") from error
+
+
+def describe_fit(fit: Fit) -> str:
+    """Returns a line for each layer of the source: what became of it, and why."""
+    return "\n".join(
+        f"init_from  {row['layer']} {row['result']} {row['note']}"
+        for row in report_fit(fit)
+    )
+
+
 def freeze_layers(model: keras.Model, layers: Sequence[str]) -> None:
     """Takes layers, and the layers inside them, out of training: `layer.trainable`.
 

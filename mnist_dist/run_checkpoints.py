@@ -5,8 +5,8 @@ import os
 from typing import NamedTuple
 
 from mnist_dist import checkpoints
+from mnist_dist.data.reading import quoted
 from mnist_dist.errors import InputError
-from mnist_dist.layer_files import quoted
 from mnist_dist.run_directory import (
     best_dir,
     checkpoint_dir,

@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
         from mnist_dist import (
             checkpoints,
             distribution,
+            layer_weights,
             optimizers,
             report,
             run_directory,
@@ -77,6 +78,7 @@ def main(argv: Sequence[str]) -> int:
             num_classes=dataset.num_classes,
             **pick("seed dropout dtype"),
         )
+        layer_weights.freeze_layers(model, FLAGS.freeze)
         state = TrainState(
             model,
             slot_names=update_rule.slots,
@@ -132,9 +134,9 @@ def main(argv: Sequence[str]) -> int:
             specs=run.specs(),
         )
     if arrays is None and FLAGS.init_from:
-        state.from_arrays(
-            checkpoints.load_weights(FLAGS.init_from, specs=state.specs())
-        )
+        initial = layer_weights.load_initial(FLAGS.init_from, model)
+        state.from_arrays(layer_weights.initial_arrays(initial))
+        print(layer_weights.describe_fit(initial), flush=True)
     if FLAGS.dry_run:
         return 0
     if FLAGS.overwrite:

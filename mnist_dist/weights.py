@@ -1,8 +1,8 @@
-"""Looks at, takes out, puts in and compares the weights of single layers.
+r"""Looks at, takes out, puts in and compares the weights of single layers.
 
   python -m mnist_dist.weights list --from=runs/mlp
   python -m mnist_dist.weights save --from=runs/mlp --layers=dense_layer_1 --output=F.npz
-  python -m mnist_dist.weights transplant --from=runs/mlp \\
+  python -m mnist_dist.weights transplant --from=runs/mlp \
       --map=dense_layer_1:features --output=features.npz
   python -m mnist_dist.weights load --from=F.npz --model_dir=runs/other
   python -m mnist_dist.weights transplant --from=runs/mlp --model_dir=runs/other
@@ -104,7 +104,7 @@ def _put_into_run(pairs: list[tuple[str, str]]) -> None:
     weights = _load("from")
     run_checkpoints.check_run(FLAGS.model_dir)
     with open_for_writing(FLAGS.model_dir):
-        prefix, arrays = read_checkpoint(FLAGS.model_dir, "latest")
+        _, arrays = read_checkpoint(FLAGS.model_dir, "latest")
         fit = layer_weights.fit_layers(
             weights,
             layer_weights.run_specs(arrays),
