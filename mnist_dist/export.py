@@ -71,29 +71,24 @@ def main(argv: Sequence[str]) -> int:
         logging.warning("no accuracy on the model card, for the run's data: %s", error)
         split = None
     directory = FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir)
-    try:
-        if FLAGS.format == "saved_model":
-            export = export_saved_model(
-                trained.state,
-                directory,
-                config=config,
-                uses_ema=trained.uses_ema,
-                evaluation=split,
-                version=FLAGS.version,
-                overwrite=FLAGS.overwrite,
-            )
-        else:
-            export = model_files.export_file(
-                trained.state,
-                directory,
-                file_format=FLAGS.format,
-                image_shape=config.image_shape,
-                overwrite=FLAGS.overwrite,
-            )
-    except OSError as error:
-        raise InputError(
-            f"--export_dir: found {directory!r}, which cannot be written to: {error}"
-        ) from error
+    if FLAGS.format == "saved_model":
+        export = export_saved_model(
+            trained.state,
+            directory,
+            config=config,
+            uses_ema=trained.uses_ema,
+            evaluation=split,
+            version=FLAGS.version,
+            overwrite=FLAGS.overwrite,
+        )
+    else:
+        export = model_files.export_file(
+            trained.state,
+            directory,
+            file_format=FLAGS.format,
+            image_shape=config.image_shape,
+            overwrite=FLAGS.overwrite,
+        )
 
     weights = "moving average of the weights" if trained.uses_ema else "weights"
     print(f"checkpoint  {trained.checkpoint}, {weights}")

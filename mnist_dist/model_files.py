@@ -14,8 +14,8 @@ from mnist_dist.saved_model import (
     create_serving_module,
     inference_logits,
     noise_images,
+    prepare_directory,
     publish,
-    remove_leftovers,
     staging_path,
 )
 from mnist_dist.steps import normalize
@@ -46,12 +46,11 @@ def export_file(
       overwrite: replace a file of that name that holds another model.
 
     Raises:
-      InputError: there is such a file, or the model cannot be written so.
-      RuntimeError: the file does not compute what the model does.
-      OSError: the directory cannot be written to.
+      InputError: there is such a file, the model cannot be written so, or the
+        directory cannot be written to.
+      RunError: writing it failed, or the file does not compute what the model does.
     """
-    os.makedirs(directory, exist_ok=True)
-    remove_leftovers(directory)
+    prepare_directory(directory)
     name = f"model-{int(state.step.numpy())}.{file_format}"
     path = os.path.join(directory, name)
     images = noise_images(image_shape, _NUM_VERIFIED_IMAGES)
@@ -78,6 +77,8 @@ def export_file(
             else:
                 _save_tflite(state, written, image_shape=image_shape)
             found = compute(written, images)
+        except OSError:
+            raise
         # What Keras, its layers and the converter raise has no common type.
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

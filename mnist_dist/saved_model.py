@@ -17,7 +17,7 @@ import mnist_dist
 from mnist_dist import model_card
 from mnist_dist.checkpoints import nest
 from mnist_dist.data import Split
-from mnist_dist.errors import InputError
+from mnist_dist.errors import InputError, RunError
 from mnist_dist.evaluation import predict_split
 from mnist_dist.steps import normalize
 from mnist_dist.train_state import TrainState, weight_path
@@ -75,14 +75,13 @@ def export_saved_model(
       overwrite: replace another model under this number.
 
     Raises:
-      InputError: `version` is given, and holds another model.
-      RuntimeError: the SavedModel does not predict what the model does.
-      OSError: the directory cannot be written to.
+      InputError: `version` is given, and holds another model; or the directory cannot
+        be written to.
+      RunError: writing it failed, or it does not predict what the model does.
     """
     step = int(state.step.numpy())
     number = step if version is None else version
-    os.makedirs(directory, exist_ok=True)
-    remove_leftovers(directory)
+    prepare_directory(directory)
     weights = inference_arrays(state)
     content = {
         "export_format": EXPORT_FORMAT,
@@ -215,13 +214,13 @@ def check_logits(
       dtype: that the model computes in.
 
     Raises:
-      RuntimeError: they differ by more than rounding does.
+      RunError: they differ by more than rounding does.
     """
     # bfloat16 rounds to 8 bits, and may do so in another order here.
     tolerance = 1e-4 if dtype == "float32" else 2e-2
     if not np.allclose(found, expected, rtol=tolerance, atol=tolerance * 10):
         worst = np.max(np.abs(found - expected))
-        raise RuntimeError(
+        raise RunError(
             f"{path}: its logits differ from the model's by up to {worst}; it was not "
             "published"
         )
@@ -241,7 +240,28 @@ def list_versions(directory: str) -> list[int]:
     )
 
 
-def remove_leftovers(directory: str) -> None:
+def prepare_directory(directory: str) -> None:
+    """Creates a directory to export to, and removes what killed exports left in it.
+
+    Raises:
+      InputError: it is a file, or cannot be written to.
+    """
+    try:
+        os.makedirs(directory, exist_ok=True)
+        is_writable = os.access(directory, os.W_OK)
+    except OSError as error:
+        raise InputError(
+            f"--export_dir: found {directory!r}, where no directory can be made: "
+            f"{error.strerror}"
+        ) from error
+    if not is_writable:
+        raise InputError(
+            f"--export_dir: found {directory!r}, expected a directory to write to"
+        )
+    _remove_leftovers(directory)
+
+
+def _remove_leftovers(directory: str) -> None:
     """Removes what exports of this host that were killed have left behind."""
     host = socket.gethostname()
     for name in os.listdir(directory):
@@ -259,13 +279,21 @@ def remove_leftovers(directory: str) -> None:
 def staging_path(directory: str, name: str) -> Iterator[str]:
     """Yields a path to write to in `directory`, which is gone after the block.
 
-    Its name says whose it is, so that `publish` and the next export know.
+    Its name says whose it is, so that the next export knows whether that one lives.
+
+    Raises:
+      RunError: the block raised an error of TensorFlow's or the operating system's.
     """
     owner = f"{socket.gethostname()}-{os.getpid()}"
     # TensorFlow Serving looks at numbers only, and must never see half a model.
     path = os.path.join(directory, f".writing-{name}-{owner}")
     try:
         yield path
+    except (tf.errors.OpError, OSError) as error:
+        raise RunError(
+            f"{os.path.join(directory, name)} cannot be written: "
+            f"{getattr(error, 'message', None) or error}; nothing was published"
+        ) from error
     finally:
         _remove(path)
 

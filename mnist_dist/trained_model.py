@@ -1,7 +1,6 @@
 """A run's model again, from `config.json` and a checkpoint, under any strategy or none."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from absl import logging
 from mnist_dist import checkpoints
 from mnist_dist.errors import InputError
 from mnist_dist.models import create_model
-from mnist_dist.run_directory import best_dir, checkpoint_dir
+from mnist_dist.run_directory import best_dir, checkpoint_dir, load_config
 from mnist_dist.train_state import TrainState
 
 _TRIES = 5  # at a listing that a running training changes while it is read
@@ -82,39 +81,33 @@ def load_run_config(model_dir: str) -> RunConfig:
     Raises:
       InputError: it is missing, is not JSON, or lacks an entry.
     """
+    contents = load_config(model_dir)
     path = os.path.join(model_dir, "config.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            contents = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        if not os.path.isdir(model_dir):
-            raise InputError(
-                f"--model_dir: found no directory {model_dir!r}, expected that of a run"
-            ) from error
-        reason = getattr(error, "strerror", None) or error
+    if contents is None:
         raise InputError(
-            f"{path}: expected the settings of a run as JSON, found: {reason}"
-        ) from error
+            f"--model_dir: found no {path}, expected the directory of a run"
+        )
     try:
-        flags, resolved = contents["flags"], contents["resolved"]
+        settings, flags = contents["settings"], contents["flags"]
+        resolved = contents["resolved"]
         height, width, channels = map(int, resolved["image_shape"])
-        target = flags.get("target_accuracy")
+        target = flags["target_accuracy"]
         return RunConfig(
-            model=str(flags["model"]),
+            model=str(settings["model"]),
             image_shape=(height, width, channels),
             num_classes=int(resolved["num_classes"]),
-            seed=int(flags["seed"]),
-            dropout=float(flags["dropout"]),
-            dtype=str(flags["dtype"]),
-            data_dir=flags.get("data_dir"),
-            data_checksum=str(resolved["data_checksum"]),
-            validation_examples=int(flags.get("validation_examples") or 0),
+            seed=int(settings["seed"]),
+            dropout=float(settings["dropout"]),
+            dtype=str(settings["dtype"]),
+            data_dir=flags["data_dir"],
+            data_checksum=str(settings["data_checksum"]),
+            validation_examples=int(settings["validation_examples"]),
             total_steps=int(resolved["total_steps"]),
             target_accuracy=None if target is None else float(target),
-            early_stopping_patience=int(flags.get("early_stopping_patience") or 0),
+            early_stopping_patience=int(flags["early_stopping_patience"]),
             contents=contents,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(
             f"{path}: expected the settings of a run, found: {what}"
