@@ -8,7 +8,7 @@ run, set on a layer of one's own:
     set_layer(dense, load_layer("runs/mlp", "dense_layer_1"))
 """
 
-import io
+import concurrent.futures
 import json
 import math
 import os
@@ -503,19 +503,26 @@ def _by_variable_names(prefix: str, arrays: Arrays) -> Weights:
     graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
         tf.train.load_checkpoint(prefix).get_tensor(_GRAPH)
     )
+    keys = {
+        attribute.full_name: attribute.checkpoint_key
+        for node in graph.nodes
+        for attribute in node.attributes
+        if "/" in attribute.full_name
+    }
     found = Weights(prefix, {}, {})
-    for node in graph.nodes:
-        for attribute in node.attributes:
-            name, key = attribute.full_name, attribute.checkpoint_key
-            array = arrays.get(key.removesuffix(checkpoints.SUFFIX))
-            if "/" not in name or array is None or array.dtype.kind != "f":
-                continue
-            check_name(name, where=prefix)
-            known = found.arrays.get(name)
-            if known is not None and not np.array_equal(known, array, equal_nan=True):
-                raise InputError(f"{prefix}: found two weights named {name!r}")
-            if known is None:
-                found.arrays[name], found.keys[name] = array, key
+    for full_name, key in keys.items():
+        array = arrays.get(key.removesuffix(checkpoints.SUFFIX))
+        if array is not None and array.dtype.kind == "f":
+            name = check_name(full_name, where=prefix)
+            found.arrays[name], found.keys[name] = array, key
+    # Some models put their own name in front of every layer's.
+    first = {name.partition("/")[0] for name in found.arrays}
+    if len(first) == 1 and all(name.count("/") > 1 for name in found.arrays):
+        return Weights(
+            prefix,
+            {name.partition("/")[2]: a for name, a in found.arrays.items()},
+            {name.partition("/")[2]: key for name, key in found.keys.items()},
+        )
     return found
 
 
@@ -555,15 +562,21 @@ def _check_keras_archive(path: str) -> None:
                 f"{quoted(path)}: claims to unpack to {claimed} bytes, expected at most "
                 f"{limit} of a file of this size"
             )
-        config = json.load(io.BytesIO(archive.read("config.json")))
-    # Within the scope, variables have shapes and no values.
-    with keras.StatelessScope(initialize_variables=False):
-        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
-        needed = sum(
-            math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in model.weights
-        )
+        config = json.loads(archive.read("config.json"))
+    # Keras remembers variables without values, thread by thread: not in this one.
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
+        needed = thread.submit(_count_bytes, config).result()
     if needed > limit:
         raise InputError(
             f"{quoted(path)}: its layers need {needed} bytes, expected at most {limit} "
             "of a file of this size"
+        )
+
+
+def _count_bytes(config: dict) -> int:
+    """Returns the size of the weights of a model, without making them."""
+    with keras.StatelessScope(initialize_variables=False):
+        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        return sum(
+            math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in model.weights
         )

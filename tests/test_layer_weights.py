@@ -176,13 +176,13 @@ def test_keras_file_whose_layers_are_huge_is_refused_before_it_is_built(tmp_path
     create_model().save(path)
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    config = members["config.json"].replace(b'"units": 8', b'"units": 2000000000')
+    config = members["config.json"].replace(b'"units": 10', b'"units": 2000000000')
     assert config != members["config.json"]
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in (members | {"config.json": config}).items():
             archive.writestr(name, data)
     began = time.monotonic()
-    with pytest.raises(InputError, match=r"its layers need \d{13} bytes"):
+    with pytest.raises(InputError, match=r"its layers need \d{11} bytes"):
         load_weights(str(path))
     assert time.monotonic() - began < 5
 
@@ -348,7 +348,7 @@ def test_frozen_layers_stay_and_others_start_from_what_was_set(
 
 
 def test_freezing_names_the_layers_there_are():
-    with pytest.raises(InputError, match="--freeze: found 'no', .*head, hidden, norm"):
+    with pytest.raises(InputError, match=r"--freeze: found 'no', .*head, hidden, norm"):
         freeze_layers(create_model(), ["no"])
     with pytest.raises(InputError, match="expected one left to train"):
         freeze_layers(create_model(), ["hidden", "norm", "head"])
