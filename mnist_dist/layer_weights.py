@@ -503,17 +503,17 @@ def _by_variable_names(prefix: str, arrays: Arrays) -> Weights:
     graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
         tf.train.load_checkpoint(prefix).get_tensor(_GRAPH)
     )
-    keys = {
-        attribute.full_name: attribute.checkpoint_key
-        for node in graph.nodes
-        for attribute in node.attributes
-        if "/" in attribute.full_name
-    }
     found = Weights(prefix, {}, {})
-    for full_name, key in keys.items():
-        array = arrays.get(key.removesuffix(checkpoints.SUFFIX))
-        if array is not None and array.dtype.kind == "f":
-            name = check_name(full_name, where=prefix)
+    for node in graph.nodes:
+        for attribute in node.attributes:
+            name, key = attribute.full_name, attribute.checkpoint_key
+            array = arrays.get(key.removesuffix(checkpoints.SUFFIX))
+            if "/" not in name or array is None or array.dtype.kind != "f":
+                continue
+            check_name(name, where=prefix)
+            known = found.arrays.get(name, array)
+            if known.tobytes() != array.tobytes():
+                raise InputError(f"{prefix}: found two weights named {name!r}")
             found.arrays[name], found.keys[name] = array, key
     # Some models put their own name in front of every layer's.
     first = {name.partition("/")[0] for name in found.arrays}
