@@ -196,11 +196,11 @@ def _check_command_line(arguments: Sequence[str]) -> _Action:
     name, action = arguments[0], ACTIONS[arguments[0]]
     # `list` and `save` of a run may call it what the other programs do.
     if name in ("list", "save") and FLAGS.model_dir and not FLAGS["from"].value:
-        FLAGS["from"].value, FLAGS.model_dir = FLAGS.model_dir, None
+        FLAGS["from"].value = FLAGS.model_dir
         FLAGS["model_dir"].present = 0
-    for flag in sorted(action.needs):
-        if FLAGS[flag].value in (None, ""):
-            raise InputError(f"--{flag}: found nothing, expected it for `{name}`")
+    for needed in sorted(action.needs):
+        if FLAGS[needed].value in (None, ""):
+            raise InputError(f"--{needed}: found nothing, expected it for `{name}`")
     for flag in FLAGS.get_key_flags_for_module(__name__):
         if flag.present and flag.name not in action.needs | action.takes:
             raise InputError(f"--{flag.name}: found it with `{name}`, which takes none")
@@ -238,7 +238,7 @@ def _load(flag: str) -> Any:
 
     try:
         return load_weights(
-            FLAGS[flag].value, checkpoint=FLAGS.checkpoint, use_ema=FLAGS.use_ema
+            str(FLAGS[flag].value), checkpoint=FLAGS.checkpoint, use_ema=FLAGS.use_ema
         )
     except InputError as error:
         message = str(error)

@@ -116,7 +116,7 @@ def test_first_layer_of_a_run_in_a_network_of_ones_own_in_two_commands(
 
 
 def test_load_and_transplant_change_a_run_that_goes_on(mlp, tmp_path):
-    target = f"{tmp_path}/cnn"
+    target = f"{tmp_path}/target"
     common = ["train", f"--model_dir={target}", "--model=mlp", "--seed=5", "--noexport"]
     succeed(*common, *SHORT, "--train_steps=20", "--lr_schedule=constant")
     with open_for_writing(target):
