@@ -22,7 +22,7 @@ T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
-_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 # What reading a damaged checkpoint raises, depending on where the damage is.
 DAMAGE = (tf.errors.OpError, IndexError, ValueError, UnicodeDecodeError)
 
@@ -92,9 +92,9 @@ def load_arrays(prefix: str) -> Arrays:
         name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
     }
     return {
-        name.removesuffix(_SUFFIX): np.asarray(value)
+        name.removesuffix(SUFFIX): np.asarray(value)
         for name, value in everything.items()
-        if name.endswith(_SUFFIX)
+        if name.endswith(SUFFIX)
     }
 
 
@@ -231,29 +231,6 @@ def remove_unfinished(directory: str) -> None:
     for name in names:
         if name.startswith(".writing-"):
             tf.io.gfile.rmtree(os.path.join(directory, name))
-
-
-def load_weights(prefix: str, *, specs: Specs) -> Arrays:
-    """Loads the model's weights alone, for a warm start.
-
-    Args:
-      prefix: path of a checkpoint, as in `MODEL_DIR/checkpoints/ckpt-100`.
-      specs: what the new run holds; its `model/...` entries are needed.
-
-    Raises:
-      InputError: it cannot be read, or is of another model.
-    """
-    try:
-        arrays = load_arrays(prefix)
-    except DAMAGE as error:
-        raise InputError(
-            f"--init_from: {prefix} cannot be read: {' '.join(str(error).split())}"
-        ) from error
-    needed = {name: spec for name, spec in specs.items() if name.startswith("model/")}
-    weights = {name: a for name, a in arrays.items() if name.startswith("model/")}
-    check_specs(weights, specs=needed, name=f"--init_from: {prefix}")
-    ema = {f"ema/{name.removeprefix('model/')}": a for name, a in weights.items()}
-    return weights | {name: a for name, a in ema.items() if name in specs}
 
 
 def load_step(directory: str, step: int, *, specs: Specs) -> Arrays:

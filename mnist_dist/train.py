@@ -63,6 +63,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         from mnist_dist import (
             checkpoints,
             distribution,
+            layer_weights,
             optimizers,
             report,
             run_directory,
@@ -114,6 +115,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
             num_classes=dataset.num_classes,
             **pick("seed dropout dtype"),
         )
+        layer_weights.freeze_layers(model, FLAGS.freeze)
         state = TrainState(
             model,
             slot_names=update_rule.slots,
@@ -174,9 +176,9 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
                 specs=run.specs(),
             )
         if arrays is None and FLAGS.init_from:
-            state.from_arrays(
-                checkpoints.load_weights(FLAGS.init_from, specs=state.specs())
-            )
+            initial = layer_weights.load_initial(FLAGS.init_from, model)
+            state.from_arrays(layer_weights.initial_arrays(initial))
+            print(layer_weights.describe_fit(initial), flush=True)
     if FLAGS.dry_run:
         distribution.leave_together(strategy)
         return 0
