@@ -8,6 +8,7 @@ from mnist_dist import __version__
 VERBS = {
     "train": "trains, evaluates, checkpoints, summarises and exports",
     "launch": "starts several workers of train on this host: launch FLAGS -- TRAIN FLAGS",
+    "predict": "classifies image files with a SavedModel",
 }
 
 

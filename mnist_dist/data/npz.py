@@ -98,7 +98,7 @@ def _read_array(
             f"of this size holds at most {max_bytes}"
         )
     with archive.open(member) as stream:
-        shape, is_fortran_order, dtype = _read_header(stream, name=name)
+        shape, is_fortran_order, dtype = read_npy_header(stream, name=name)
         if dtype.hasobject:
             raise InputError(f"{name}: found pickled Python objects, never loaded")
         if is_images and (dtype != np.uint8 or len(shape) not in (3, 4)):
@@ -125,9 +125,17 @@ def _read_array(
     )
 
 
-def _read_header(
+def read_npy_header(
     stream: IO[bytes], *, name: str
 ) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Reads the header of an array in .npy format.
+
+    Returns:
+      The shape, whether the values are in Fortran order, and their type.
+
+    Raises:
+      InputError: it is no such header.
+    """
     try:
         # 1.0 is what NumPy writes for plain arrays; its header ends within 64 KiB.
         if np.lib.format.read_magic(stream) != (1, 0):
