@@ -7,6 +7,10 @@ from mnist_dist import __version__
 
 VERBS = {
     "train": "trains, evaluates, checkpoints, summarises and exports",
+    "evaluate": "evaluates a checkpoint, SavedModels, or a training as it goes on",
+    "export": "writes a SavedModel, .keras or .tflite from a checkpoint",
+    "weights": "lists, saves, loads, transplants and compares layers' weights",
+    "predict": "classifies image files with a SavedModel",
     "launch": "starts several workers of train on this host: launch FLAGS -- TRAIN FLAGS",
 }
 

@@ -22,9 +22,9 @@ T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
-_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 # What reading a damaged checkpoint raises, depending on where the damage is.
-_DAMAGE = (tf.errors.OpError, IndexError, ValueError, UnicodeDecodeError)
+DAMAGE = (tf.errors.OpError, IndexError, ValueError, UnicodeDecodeError)
 
 
 class CheckpointWriter:
@@ -92,9 +92,9 @@ def load_arrays(prefix: str) -> Arrays:
         name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
     }
     return {
-        name.removesuffix(_SUFFIX): np.asarray(value)
+        name.removesuffix(SUFFIX): np.asarray(value)
         for name, value in everything.items()
-        if name.endswith(_SUFFIX)
+        if name.endswith(SUFFIX)
     }
 
 
@@ -115,7 +115,7 @@ def load_newest(directories: Sequence[str], *, specs: Specs) -> Arrays | None:
     for step, directory in candidates:
         try:
             return load_step(directory, step, specs=specs)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             if isinstance(error, InputError):
                 raise
             logging.warning(
@@ -178,7 +178,7 @@ def find_start(
         return load_step(directory, step, specs=specs)
     except InputError:
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise InputError(
             f"--restore: {checkpoint_prefix(directory, step)} is damaged: {error}"
         ) from error
@@ -233,43 +233,30 @@ def remove_unfinished(directory: str) -> None:
             tf.io.gfile.rmtree(os.path.join(directory, name))
 
 
-def load_weights(prefix: str, *, specs: Specs) -> Arrays:
-    """Loads the model's weights alone, for a warm start.
-
-    Args:
-      prefix: path of a checkpoint, as in `MODEL_DIR/checkpoints/ckpt-100`.
-      specs: what the new run holds; its `model/...` entries are needed.
-
-    Raises:
-      InputError: it cannot be read, or is of another model.
-    """
-    try:
-        arrays = load_arrays(prefix)
-    except _DAMAGE as error:
-        raise InputError(
-            f"--init_from: {prefix} cannot be read: {' '.join(str(error).split())}"
-        ) from error
-    needed = {name: spec for name, spec in specs.items() if name.startswith("model/")}
-    weights = {name: a for name, a in arrays.items() if name.startswith("model/")}
-    check_specs(weights, specs=needed, name=f"--init_from: {prefix}")
-    ema = {f"ema/{name.removeprefix('model/')}": a for name, a in weights.items()}
-    return weights | {name: a for name, a in ema.items() if name in specs}
-
-
 def load_step(directory: str, step: int, *, specs: Specs) -> Arrays:
     """Loads one step's checkpoint and checks that it is what the run needs.
 
     Raises:
-      InputError: names or shapes differ from `specs`, or the files are a link to
-        somewhere outside `directory`.
+      InputError: names or shapes differ from `specs`.
+      ValueError, tf.errors.OpError, IndexError: as `read_step`.
+    """
+    arrays = read_step(directory, step)
+    check_specs(arrays, specs=specs, name=checkpoint_prefix(directory, step))
+    return arrays
+
+
+def read_step(directory: str, step: int) -> Arrays:
+    """Reads one step's checkpoint, whatever model it is of.
+
+    Raises:
+      ValueError, tf.errors.OpError, IndexError: one of `DAMAGE`: it is damaged, or a
+        link to somewhere outside `directory`.
     """
     prefix = checkpoint_prefix(directory, step)
     inside = os.path.realpath(directory)
     if os.path.dirname(os.path.realpath(f"{prefix}.index")) != inside:
         raise ValueError("its index file is a link to outside the directory")
-    arrays = load_arrays(prefix)
-    check_specs(arrays, specs=specs, name=prefix)
-    return arrays
+    return load_arrays(prefix)
 
 
 def check_specs(arrays: Arrays, *, specs: Specs, name: str) -> None:

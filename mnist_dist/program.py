@@ -18,9 +18,14 @@ EXIT_STOPPED = 143  # stopped after saving: run it again and it goes on
 
 
 def run(
-    main: Callable[[Sequence[str]], int | None], *, leaves_at_once: bool = False
+    main: Callable[[Sequence[str]], int | None],
+    *,
+    takes_arguments: bool = False,
+    leaves_at_once: bool = False,
 ) -> None:
     """Runs `main` on the parsed command line and exits with its code.
+
+    What is left of it after the flags is an error unless `takes_arguments`.
 
     Wrong flags and every `InputError` become one line on standard error, exit 2;
     every `RunError` one line, exit 1; every `PeerError` one line, exit 143.
@@ -36,7 +41,7 @@ def run(
 
     def guarded(argv: list[str]) -> int | None:
         try:
-            if len(argv) > 1:
+            if len(argv) > 1 and not takes_arguments:
                 raise InputError(
                     f"unexpected argument {argv[1]!r}: flags begin with --"
                 )
@@ -106,7 +111,12 @@ def _asks_help(argv: list[str]) -> bool:
     return any(arg.lstrip("-").startswith("help") for arg in argv[1:])
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
+def print_error(error: Exception) -> None:
+    """Says on standard error, in one line, what is wrong."""
     name = os.path.basename(sys.argv[0]).removesuffix(".py")
     print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    print_error(error)
     sys.exit(code)

@@ -21,7 +21,15 @@ from mnist_dist.checkpoints import list_checkpoints
 from mnist_dist.errors import InputError
 
 # What a run writes, the settings last.
-_CONTENTS = ("checkpoints", "best", "metrics.jsonl", "train", "eval", "export")
+_CONTENTS = (
+    "checkpoints",
+    "best",
+    "metrics.jsonl",
+    "train",
+    "eval",
+    "eval_watch",
+    "export",
+)
 
 
 def open_for_writing(model_dir: str) -> TextIO:
@@ -119,7 +127,13 @@ def load_config(model_dir: str) -> dict | None:
         if not isinstance(config["settings"], dict):
             raise TypeError("settings is not an object")
         return config
-    except (ValueError, KeyError, TypeError) as error:
+    except (
+        tf.errors.OpError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ) as error:
         raise InputError(
             f"{path}: expected the settings of a run, as JSON: {error}"
         ) from error

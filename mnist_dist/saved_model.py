@@ -1,66 +1,153 @@
 """Export: a SavedModel that needs no code of ours, checked before it gets its name."""
 
+import contextlib
+import dataclasses
+import math
 import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+import mnist_dist
+from mnist_dist import model_card
 from mnist_dist.checkpoints import nest
+from mnist_dist.data import Split
+from mnist_dist.errors import InputError, RunError
+from mnist_dist.evaluation import predict_split
 from mnist_dist.steps import normalize
 from mnist_dist.train_state import TrainState, weight_path
+from mnist_dist.trained_model import RunConfig
+from mnist_dist.warmup_requests import save_warmup_requests
+
+# Raise it when what is exported of the same weights changes.
+EXPORT_FORMAT = 1
+
+SIGNATURES = ("serving_default", "serving_float", "serving_png")
+
+_WARMUP_BATCHES = (1, 32)
+_NUM_VERIFIED_IMAGES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Where an export lies, and whether it was written just now or found there."""
+
+    path: str
+    is_new: bool
 
 
 def export_saved_model(
-    state: TrainState, directory: str, *, sample_images: np.ndarray
-) -> str:
-    """Writes the state's inference weights as `directory/<step>/`.
+    state: TrainState,
+    directory: str,
+    *,
+    config: RunConfig,
+    uses_ema: bool,
+    evaluation: Split | None,
+    version: int | None = None,
+    overwrite: bool = False,
+) -> Export:
+    """Writes the state's inference weights as `directory/<version>/`.
 
     Signatures: `serving_default` takes `images` uint8 [batch, height, width,
-    channels]; `serving_float` takes them as float32 in [0, 1]. Both return
-    `probabilities` float32 [batch, num_classes], `classes` int64 [batch] and
-    `logits` float32 [batch, num_classes].
+    channels]; `serving_float` takes them as float32 in [0, 1]; `serving_png` takes
+    them as strings [batch], each a PNG or JPEG file of any size, which is resized to
+    height x width. All return `probabilities` float32 [batch, num_classes], `classes`
+    int64 [batch] and `logits` float32 [batch, num_classes].
+
+    Beside it lie `model_card.json` and TensorFlow Serving's warm-up requests. What
+    is there already is never replaced unasked: where any version holds the same
+    model, that one is returned; where the version holds another, the next free
+    number is taken.
 
     Args:
       state: what was trained.
-      directory: gets a folder named by the step, as TensorFlow Serving wants it.
-      sample_images: uint8, whose predictions must survive the round trip.
-
-    Returns:
-      The path of the version.
+      directory: gets a folder named by the version, as TensorFlow Serving wants it.
+      config: of the run, for the model card.
+      uses_ema: whether the inference weights are a moving average.
+      evaluation: images and labels whose results go on the model card, and whose
+        predictions must survive the round trip; None takes noise for that.
+      version: number of the version; None is the step.
+      overwrite: replace another model under this number.
 
     Raises:
-      RuntimeError: the SavedModel does not predict what the model does.
+      InputError: `version` is given, and holds another model; or the directory cannot
+        be written to.
+      RunError: writing it failed, or it does not predict what the model does.
     """
     step = int(state.step.numpy())
-    path = os.path.join(directory, str(step))
-    # TensorFlow Serving looks at numbers only, and must never see half a model.
-    staging = os.path.join(directory, f".writing-{step}")
-    if tf.io.gfile.isdir(staging):
-        tf.io.gfile.rmtree(staging)
-    module = create_serving_module(state)
-    tf.saved_model.save(
-        module,
-        staging,
-        signatures={
-            "serving_default": module.classify_uint8,
-            "serving_float": module.classify_float,
-        },
-    )
-    _verify(staging, state, sample_images)
-    if tf.io.gfile.isdir(path):
-        tf.io.gfile.rmtree(path)
-    tf.io.gfile.rename(staging, path)
-    return path
+    number = step if version is None else version
+    prepare_directory(directory)
+    weights = inference_arrays(state)
+    content = {
+        "export_format": EXPORT_FORMAT,
+        "model": state.model.name,
+        "dtype": state.model.compute_dtype,
+        "image_shape": list(config.image_shape),
+        "num_classes": config.num_classes,
+        "step": step,
+        "weights_sha256": model_card.weights_checksum(weights),
+    }
+    taken = list_versions(directory)
+    for existing in [number] if version is not None else taken:
+        path = os.path.join(directory, str(existing))
+        if existing in taken and _holds(path, content):
+            return Export(path, is_new=False)
+    if number in taken and not overwrite:
+        if version is not None:
+            raise InputError(
+                f"{os.path.join(directory, str(number))}: found another model, expected "
+                "none or the same; give another --version or --overwrite"
+            )
+        number = taken[0] + 1
+
+    with staging_path(directory, str(number)) as staging:
+        with tf.device("/CPU:0"):
+            module = create_serving_module(state, image_shape=config.image_shape)
+        signatures = {name: getattr(module, name) for name in SIGNATURES}
+        tf.saved_model.save(module, staging, signatures=signatures)
+        save_warmup_requests(staging, _warmup_requests(config.image_shape))
+        results = _verify(staging, state, config, evaluation)
+        model_card.save_model_card(
+            staging,
+            content
+            | {
+                "moving_average": uses_ema,
+                "num_parameters": sum(int(np.prod(p.shape)) for p in state.parameters),
+                "evaluation": results,
+                "data": _data_of(config),
+                "settings": config.contents.get("flags"),
+                "trained_with": config.contents.get("versions"),
+                "exported_with": {
+                    "mnist_dist": mnist_dist.__version__,
+                    "tensorflow": tf.__version__,
+                    "keras": keras.__version__,
+                    "numpy": np.__version__,
+                },
+                "signatures": _describe_signatures(signatures),
+            },
+        )
+        path = publish(staging, os.path.join(directory, str(number)), overwrite)
+    return Export(path, is_new=True)
 
 
-def create_serving_module(state: TrainState) -> tf.Module:
-    """Builds a module with its own copy of the weights, outside any strategy."""
+def create_serving_module(
+    state: TrainState, *, image_shape: tuple[int, int, int]
+) -> tf.Module:
+    """Builds a module with its own copy of the weights, outside any strategy.
+
+    Returns:
+      A module with a function for each of `SIGNATURES`.
+    """
     model = state.model
     keras_weights = state.keras_parameters + state.keras_statistics
     copies = [tf.Variable(v.numpy()) for v in state.inference_weights()]
     mapping = list(zip(keras_weights, copies, strict=True))
-    shape = [None, *model.input_shape[1:]]
+    height, width, channels = image_shape
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
         with keras.StatelessScope([(k, tf.identity(v)) for k, v in mapping]):
@@ -71,33 +158,275 @@ def create_serving_module(state: TrainState) -> tf.Module:
             "logits": logits,
         }
 
+    def decode(encoded: tf.Tensor) -> tf.Tensor:
+        image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
+        image.set_shape([None, None, channels])
+        image = tf.image.resize(image, [height, width], antialias=True)
+        # To whole numbers again, so that an image of the right size stays as it is.
+        return tf.saturate_cast(tf.round(image), tf.uint8)
+
+    def classify_encoded(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        spec = tf.TensorSpec([height, width, channels], tf.uint8)
+        decoded = tf.map_fn(decode, images, fn_output_signature=spec)
+        return classify(normalize(decoded))
+
+    def signature(function: Callable, dtype: tf.DType, *shape: int) -> Callable:
+        spec = tf.TensorSpec([None, *shape], dtype, name="images")
+        return tf.function(function, input_signature=[spec])
+
     module = tf.Module()
     module.model = nest({weight_path(model, k): v for k, v in mapping})
-    module.classify_uint8 = tf.function(
-        lambda images: classify(normalize(images)),
-        input_signature=[tf.TensorSpec(shape, tf.uint8, name="images")],
+    module.serving_default = signature(
+        lambda images: classify(normalize(images)), tf.uint8, *image_shape
     )
-    module.classify_float = tf.function(
-        classify, input_signature=[tf.TensorSpec(shape, tf.float32, name="images")]
-    )
+    module.serving_float = signature(classify, tf.float32, *image_shape)
+    module.serving_png = signature(classify_encoded, tf.string)
     return module
 
 
-def _verify(path: str, state: TrainState, images: np.ndarray) -> None:
-    serve = tf.saved_model.load(path).signatures["serving_default"]
-    found = serve(images=tf.constant(images))["logits"].numpy()
-    weights = [v.numpy() for v in state.inference_weights()]
+def inference_arrays(state: TrainState) -> dict[str, np.ndarray]:
+    """Copies the inference weights to the host, by `<layer>/<weight>`."""
     keras_weights = state.keras_parameters + state.keras_statistics
-    with keras.StatelessScope(
-        [(k, tf.constant(w)) for k, w in zip(keras_weights, weights, strict=True)]
-    ):
-        expected = state.model(normalize(tf.constant(images)), training=False)
-    expected = tf.cast(expected, tf.float32).numpy()
+    return {
+        weight_path(state.model, k): v.numpy()
+        for k, v in zip(keras_weights, state.inference_weights(), strict=True)
+    }
+
+
+def inference_logits(state: TrainState, images: np.ndarray) -> np.ndarray:
+    """Returns the float32 logits of uint8 images, by the inference weights."""
+    keras_weights = state.keras_parameters + state.keras_statistics
+    weights = [tf.constant(v.numpy()) for v in state.inference_weights()]
+    with keras.StatelessScope(list(zip(keras_weights, weights, strict=True))):
+        logits = state.model(normalize(tf.constant(images)), training=False)
+    return tf.cast(logits, tf.float32).numpy()
+
+
+def check_logits(
+    path: str, found: np.ndarray, *, expected: np.ndarray, dtype: str
+) -> None:
+    """Compares what an export computes with what the model does.
+
+    Args:
+      path: of the export.
+      found: float32 [n, num_classes].
+      expected: the same.
+      dtype: that the model computes in.
+
+    Raises:
+      RunError: they differ by more than rounding does.
+    """
     # bfloat16 rounds to 8 bits, and may do so in another order here.
-    tolerance = 1e-4 if state.model.compute_dtype == "float32" else 2e-2
+    tolerance = 1e-4 if dtype == "float32" else 2e-2
     if not np.allclose(found, expected, rtol=tolerance, atol=tolerance * 10):
         worst = np.max(np.abs(found - expected))
-        raise RuntimeError(
-            f"{path}: the SavedModel's logits differ from the model's by up to "
-            f"{worst}; it was not published"
+        raise RunError(
+            f"{path}: its logits differ from the model's by up to {worst}; it was not "
+            "published"
         )
+
+
+def noise_images(image_shape: tuple[int, int, int], count: int) -> np.ndarray:
+    """Returns uint8 [count, height, width, channels], always the same."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (count, *image_shape), np.uint8)
+
+
+def list_versions(directory: str) -> list[int]:
+    """Returns the versions in a directory, newest first."""
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    return sorted(
+        (int(name) for name in names if name.isascii() and name.isdigit()), reverse=True
+    )
+
+
+def prepare_directory(directory: str) -> None:
+    """Creates a directory to export to, and removes what killed exports left in it.
+
+    Raises:
+      InputError: it is a file, or cannot be written to.
+    """
+    try:
+        os.makedirs(directory, exist_ok=True)
+        is_writable = os.access(directory, os.W_OK)
+    except OSError as error:
+        raise InputError(
+            f"--export_dir: found {directory!r}, where no directory can be made: "
+            f"{error.strerror}"
+        ) from error
+    if not is_writable:
+        raise InputError(
+            f"--export_dir: found {directory!r}, expected a directory to write to"
+        )
+    _remove_leftovers(directory)
+
+
+def _remove_leftovers(directory: str) -> None:
+    """Removes what exports of this host that were killed have left behind."""
+    host = socket.gethostname()
+    for name in os.listdir(directory):
+        owner, _, pid = name.removesuffix(".old").rpartition("-")
+        if name.startswith(".writing-") and owner.endswith(f"-{host}"):
+            try:
+                os.kill(int(pid), 0)
+            except ProcessLookupError:
+                _remove(os.path.join(directory, name))
+            except (ValueError, PermissionError):
+                continue
+
+
+@contextlib.contextmanager
+def staging_path(directory: str, name: str) -> Iterator[str]:
+    """Yields a path to write to in `directory`, which is gone after the block.
+
+    Its name says whose it is, so that the next export knows whether that one lives.
+
+    Raises:
+      RunError: the block raised an error of TensorFlow's or the operating system's.
+    """
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    # TensorFlow Serving looks at numbers only, and must never see half a model.
+    path = os.path.join(directory, f".writing-{name}-{owner}")
+    try:
+        yield path
+    except (tf.errors.OpError, OSError) as error:
+        raise RunError(
+            f"{os.path.join(directory, name)} cannot be written: "
+            f"{getattr(error, 'message', None) or error}; nothing was published"
+        ) from error
+    finally:
+        _remove(path)
+
+
+def publish(staging: str, path: str, overwrite: bool) -> str:
+    """Gives what was staged its name, in one step, once it is safely on disk.
+
+    Raises:
+      InputError: another process was first, and `overwrite` is not set.
+    """
+    _flush(staging)
+    for folder, folders, names in os.walk(staging):
+        for name in folders + names:
+            _flush(os.path.join(folder, name))
+    old = f"{staging}.old"
+    try:
+        if overwrite and os.path.exists(path):
+            os.rename(path, old)
+        os.rename(staging, path)
+    except OSError as error:
+        if os.path.exists(path):
+            raise InputError(
+                f"{path}: appeared while it was being exported; nothing was replaced"
+            ) from error
+        raise
+    finally:
+        _remove(old)
+    _flush(os.path.dirname(path))
+    return path
+
+
+def _verify(
+    path: str, state: TrainState, config: RunConfig, split: Split | None
+) -> dict[str, Any] | None:
+    """Compares all signatures with the model; returns what it gets right."""
+    serve = tf.saved_model.load(path).signatures
+    images = (
+        noise_images(config.image_shape, _NUM_VERIFIED_IMAGES)
+        if split is None
+        else split.images[:_NUM_VERIFIED_IMAGES]
+    )
+    encoded = tf.stack([tf.io.encode_png(image) for image in images])
+    inputs = {
+        "serving_default": tf.constant(images),
+        "serving_float": normalize(tf.constant(images)),
+        "serving_png": encoded,
+    }
+    expected = inference_logits(state, images)
+    for name, value in inputs.items():
+        check_logits(
+            f"{path}: {name}",
+            serve[name](images=value)["logits"].numpy(),
+            expected=expected,
+            dtype=state.model.compute_dtype,
+        )
+    if split is None:
+        return None
+    (predictions,), _ = predict_split(
+        [lambda x: serve["serving_default"](images=tf.constant(x))["logits"].numpy()],
+        split,
+        num_classes=config.num_classes,
+    )
+    num_correct = int(np.sum(predictions.classes == split.labels))
+    loss = float(np.mean(predictions.losses))
+    return {
+        "split": split.name,
+        "num_examples": len(split.labels),
+        "num_correct": num_correct,
+        "accuracy": num_correct / len(split.labels),
+        "loss": loss if math.isfinite(loss) else None,
+    }
+
+
+def _flush(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+
+
+def _holds(path: str, content: dict[str, Any]) -> bool:
+    """Whether a version is whole and of this content."""
+    try:
+        card = model_card.load_model_card(path)
+    except InputError:
+        return False
+    return card is not None and all(card.get(k) == v for k, v in content.items())
+
+
+def _warmup_requests(
+    image_shape: tuple[int, int, int],
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    # Noise, for an export may go where the data must not.
+    for batch in _WARMUP_BATCHES:
+        images = noise_images(image_shape, batch)
+        encoded = np.array([tf.io.encode_png(i).numpy() for i in images], object)
+        yield "serving_default", {"images": images}
+        yield "serving_float", {"images": images.astype(np.float32) / 255}
+        yield "serving_png", {"images": encoded}
+
+
+def _describe_signatures(signatures: dict[str, Any]) -> dict[str, Any]:
+    def describe(specs: dict[str, Any]) -> dict[str, str]:
+        return {
+            name: f"{spec.dtype.name} {['batch', *spec.shape.as_list()[1:]]}".replace(
+                "'", ""
+            )
+            for name, spec in specs.items()
+        }
+
+    return {
+        name: {
+            "inputs": describe({"images": function.input_signature[0]}),
+            "outputs": describe(function.get_concrete_function().structured_outputs),
+        }
+        for name, function in signatures.items()
+    }
+
+
+def _data_of(config: RunConfig) -> dict[str, Any]:
+    resolved = config.contents.get("resolved", {})
+    return {
+        "source": resolved.get("data"),
+        "data_dir": config.data_dir,
+        "sha256": config.data_checksum,
+        "validation_examples": config.validation_examples,
+    }

@@ -115,7 +115,8 @@ def create_train_loop(
         gradients = tape.gradient(
             scaled_loss, parameters, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        moved = [scope.get_current_value(v) for v in state.keras_statistics]
+        moving = state.keras_statistics[: state.num_moving]
+        moved = [scope.get_current_value(v) for v in moving]
         means = [tf.cast(v, tf.float32) / num_replicas for v in moved]
         return [*gradients, *means, loss_sum, count_correct(logits, labels)]
 
@@ -161,8 +162,8 @@ def create_train_loop(
                 new_slots[name].append(slot)
         new_statistics = [
             choose(tf.cast(mean, old.dtype), old)
-            for mean, old in zip(means, statistics, strict=True)
-        ]
+            for mean, old in zip(means, statistics[: state.num_moving], strict=True)
+        ] + statistics[state.num_moving :]
         # Short at first, so that the initial weights are soon forgotten (the
         # `num_updates` rule of tf.train.ExponentialMovingAverage).
         decay = tf.minimum(ema_decay, (1.0 + step) / (10.0 + step))

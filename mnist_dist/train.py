@@ -63,6 +63,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         from mnist_dist import (
             checkpoints,
             distribution,
+            layer_weights,
             optimizers,
             report,
             run_directory,
@@ -77,6 +78,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
             is_worth_compiling,
         )
         from mnist_dist.train_state import TrainState
+        from mnist_dist.trained_model import load_run_config
         from mnist_dist.training import TrainingRun
 
     # 1. What to train on: the data, and the devices.
@@ -113,6 +115,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
             num_classes=dataset.num_classes,
             **pick("seed dropout dtype"),
         )
+        layer_weights.freeze_layers(model, FLAGS.freeze)
         state = TrainState(
             model,
             slot_names=update_rule.slots,
@@ -173,9 +176,9 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
                 specs=run.specs(),
             )
         if arrays is None and FLAGS.init_from:
-            state.from_arrays(
-                checkpoints.load_weights(FLAGS.init_from, specs=state.specs())
-            )
+            initial = layer_weights.load_initial(FLAGS.init_from, model)
+            state.from_arrays(layer_weights.initial_arrays(initial))
+            print(layer_weights.describe_fit(initial), flush=True)
     if FLAGS.dry_run:
         distribution.leave_together(strategy)
         return 0
@@ -221,8 +224,10 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
             export_path = export_saved_model(
                 state,
                 FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir),
-                sample_images=dataset.test.images[:256],
-            )
+                config=load_run_config(FLAGS.model_dir),
+                uses_ema=FLAGS.ema_decay > 0,
+                evaluation=dataset.evaluation,
+            ).path
         print(report.describe_end(run, dataset.evaluation.name, export_path))
     if cluster.is_chief:
         lock.close()

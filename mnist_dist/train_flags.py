@@ -73,7 +73,8 @@ _int("max_to_keep", 3, "Checkpoints to keep.", lower_bound=1)
 _string("restore", "auto", "auto (newest), none (start anew), a step or a path.")
 _bool("overwrite", False, "With --restore=none: delete the run that is there.")
 _bool("override_config", False, "Resume although settings of the run changed.")
-_string("init_from", None, "Checkpoint to take the initial weights from.")
+_string("init_from", None, "Checkpoint, layer file, ... to take initial weights from.")
+flags.DEFINE_list("freeze", [], "Layers that keep their initial weights.")
 _float("target_accuracy", None, "Stop when reached.", lower_bound=0, upper_bound=1)
 _int("early_stopping_patience", 0, "Evaluations without a best; 0: off.", lower_bound=0)
 _int("max_nonfinite_steps", 50, "In a row, they end the run.", lower_bound=1)
@@ -139,6 +140,7 @@ _SHAPING = [
     "augment",
     "dropout",
     "dtype",
+    "freeze",
 ]
 
 

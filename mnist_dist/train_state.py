@@ -20,7 +20,9 @@ class TrainState:
     Attributes:
       model: the Keras model, whose layers compute with `parameters`.
       parameters: the trained variables, float32.
-      statistics: variables that the forward pass moves, as batch normalisation's.
+      statistics: variables that the forward pass moves, as batch normalisation's,
+        then those of frozen layers, which nothing changes.
+      num_moving: how many of `statistics` are of the first kind.
       slots: for each slot name of the update rule, one variable a parameter.
       ema: moving average of `parameters` then `statistics`; empty when not kept.
       step: int64, updates done.
@@ -40,9 +42,13 @@ class TrainState:
         self.model = model
         seeds = _seed_generator_states(model)
         self.keras_parameters = list(model.trainable_variables)
-        self.keras_statistics = [
-            v for v in model.non_trainable_variables if id(v) not in seeds
-        ]
+        frozen = _frozen_variables(model)
+        # The frozen last: nothing moves them.
+        self.keras_statistics = sorted(
+            (v for v in model.non_trainable_variables if id(v) not in seeds),
+            key=lambda v: id(v) in frozen,
+        )
+        self.num_moving = sum(id(v) not in frozen for v in self.keras_statistics)
         self.parameters = [v.value for v in self.keras_parameters]
         self.statistics = [v.value for v in self.keras_statistics]
         self.slots = {
@@ -115,6 +121,11 @@ def _seed_generator_states(model: keras.Model) -> set[int]:
         getattr(layer, "seed_generator", None) for layer in model._flatten_layers()
     ]
     return {id(generator.state) for generator in generators if generator is not None}
+
+
+def _frozen_variables(model: keras.Model) -> set[int]:
+    layers = model._flatten_layers(include_self=False)
+    return {id(v) for layer in layers if not layer.trainable for v in layer.variables}
 
 
 def _variable(value: tf.Tensor) -> tf.Variable:

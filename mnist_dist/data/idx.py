@@ -65,6 +65,23 @@ def load_idx(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _read_array(stream: ByteStream, *, max_bytes: int, name: str) -> np.ndarray:
+    shape = read_idx_header(stream, name=name)
+    # math.prod: Python integers do not overflow, whatever the header claims.
+    data = read_payload(
+        stream, num_bytes=math.prod(shape), max_bytes=max_bytes, name=name
+    )
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+def read_idx_header(stream: ByteStream, *, name: str) -> tuple[int, ...]:
+    """Reads the header of an IDX file of unsigned bytes, decompressed.
+
+    Returns:
+      The shape: 1 to 4 sizes, none of them zero.
+
+    Raises:
+      InputError: it is no such header. `name` names the file.
+    """
     magic = stream.read(4)
     if len(magic) < 4:
         raise InputError(
@@ -90,8 +107,4 @@ def _read_array(stream: ByteStream, *, max_bytes: int, name: str) -> np.ndarray:
     shape = struct.unpack(f">{rank}I", sizes)
     if 0 in shape:
         raise InputError(f"{name}: found shape {shape}, expected no zero dimension")
-    # math.prod: Python integers do not overflow, whatever the header claims.
-    data = read_payload(
-        stream, num_bytes=math.prod(shape), max_bytes=max_bytes, name=name
-    )
-    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+    return shape

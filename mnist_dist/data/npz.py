@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 import zipfile
 import zlib
-from typing import IO
 
 import numpy as np
 
-from mnist_dist.data.reading import (
-    MAX_DEFLATE_RATIO,
-    open_file,
-    quoted,
-    read_payload,
-)
+from mnist_dist.data.npy import read_npy_data, read_npy_header
+from mnist_dist.data.reading import MAX_DEFLATE_RATIO, open_file, quoted
 from mnist_dist.errors import InputError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -98,9 +92,8 @@ def _read_array(
             f"of this size holds at most {max_bytes}"
         )
     with archive.open(member) as stream:
-        shape, is_fortran_order, dtype = _read_header(stream, name=name)
-        if dtype.hasobject:
-            raise InputError(f"{name}: found pickled Python objects, never loaded")
+        header = read_npy_header(stream, name=name)
+        shape, dtype = header.shape, header.dtype
         if is_images and (dtype != np.uint8 or len(shape) not in (3, 4)):
             raise InputError(
                 f"{name}: found {dtype} of shape {shape}, expected images: uint8 of "
@@ -113,28 +106,4 @@ def _read_array(
             )
         if min(shape) < 1:
             raise InputError(f"{name}: found shape {shape}, expected no zero dimension")
-        data = read_payload(
-            stream,
-            num_bytes=math.prod(shape) * dtype.itemsize,
-            max_bytes=max_bytes,
-            name=name,
-        )
-    array = np.frombuffer(data, dtype=dtype)
-    return np.ascontiguousarray(
-        array.reshape(shape, order="F" if is_fortran_order else "C")
-    )
-
-
-def _read_header(
-    stream: IO[bytes], *, name: str
-) -> tuple[tuple[int, ...], bool, np.dtype]:
-    try:
-        # 1.0 is what NumPy writes for plain arrays; its header ends within 64 KiB.
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError("another version")
-        return np.lib.format.read_array_header_1_0(stream)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError):
-        raise
-    # NumPy evaluates the header as a Python literal; damage raises nearly anything.
-    except Exception as error:
-        raise InputError(f"{name}: not an array in .npy format 1.0") from error
+        return read_npy_data(stream, header, max_bytes=max_bytes, name=name)

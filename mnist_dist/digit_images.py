@@ -1,0 +1,136 @@
+"""Bring pictures, of any size and colour, into the form a model was trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from mnist_dist.errors import InputError
+
+PREPROCESS = ("auto", "mnist", "resize", "off")
+
+# Side of the picture in which a digit is looked for: fine enough for one that fills
+# a tenth of it, small enough to make the time for it short.
+_SEARCH_SIDE = 256
+# MNIST's digits fill a box of 20 x 20 pixels of the 28 x 28.
+_BOX = 20 / 28
+# Share of the pixels that may differ more from the paper than the ink does.
+_SPECKS = 0.001
+# Nearer to the paper than this share of the way to the ink is paper: its grain.
+_GRAIN = 0.05
+
+
+def fit_images(
+    images: np.ndarray,
+    *,
+    image_shape: tuple[int, int, int],
+    preprocess: str,
+    name: str,
+) -> np.ndarray:
+    """Returns pictures as a model takes them.
+
+    Args:
+      images: uint8 [n, height, width] or [n, height, width, 1 or 3], of any size.
+      image_shape: height, width and channels (1 or 3) of the model's images.
+      preprocess: `mnist`: made grey, then as `to_mnist_form` does it. `resize`:
+        scaled to the model's size. `off`: refused if of another size. `auto`:
+        pictures of the model's size are left as they are; others become `mnist`
+        where the model takes grey images, `resize` where it takes colour.
+      name: names the file in error messages.
+
+    Returns:
+      uint8 [n, height, width, channels]: whatever `preprocess` is, colour is turned
+      into grey (its luma) and grey into colour as the model needs it.
+
+    Raises:
+      InputError: with `off`, the pictures are of another size.
+    """
+    height, width, channels = image_shape
+    is_of_size = images.shape[1:3] == (height, width)
+    if preprocess == "auto" and not is_of_size:
+        preprocess = "mnist" if channels == 1 else "resize"
+    if preprocess == "off" and not is_of_size:
+        raise InputError(
+            f"{name}: found {images.shape[2]}x{images.shape[1]} pixels, expected "
+            f"{width}x{height}, which the model takes, as nothing may be resized"
+        )
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    if preprocess == "mnist":
+        forms = [
+            to_mnist_form(_to_grey(image), height=height, width=width)
+            for image in images
+        ]
+        images = np.stack(forms)
+    elif not is_of_size:
+        images = np.stack([_resize(image, height, width) for image in images])
+    if images.ndim == 4 and channels == 1:
+        images = np.stack([_to_grey(image) for image in images])
+    if images.ndim == 3:
+        images = np.repeat(images[..., np.newaxis], channels, axis=3)
+    return images
+
+
+def to_mnist_form(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
+    """Returns the digit in a picture as the makers of MNIST would have cut it out.
+
+    Light on black (dark ink on light paper is inverted), from 0 for the paper to 255
+    for the ink; scaled, its proportions kept, to fill a box of 20/28 of the result;
+    its centre of mass in the middle. http://yann.lecun.com/exdb/mnist/
+
+    The picture must show one digit on paper of one shade: the median of the
+    picture's edge. The ink is what differs most from that.
+
+    Args:
+      image: uint8 [h, w], any size.
+      height: of the result.
+      width: of the result.
+
+    Returns:
+      uint8 [height, width]; all 0 if the picture is of one shade.
+    """
+    result = np.zeros((height, width), np.uint8)
+    factor = max(image.shape) // _SEARCH_SIDE
+    if factor > 1:
+        image = np.asarray(Image.fromarray(image).reduce(factor))
+
+    edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    paper = int(np.median(edge))
+    num_specks = int(image.size * _SPECKS)
+    num_up_to = np.cumsum(np.bincount(image.ravel(), minlength=256))
+    darkest, lightest = np.searchsorted(
+        num_up_to, [num_specks + 1, image.size - num_specks]
+    )
+    ink = int(darkest if paper - darkest > lightest - paper else lightest)
+    if ink == paper:
+        return result
+    density = (image.astype(np.float32) - paper) / (ink - paper)
+    is_ink = density > 0.5
+    rows = np.flatnonzero(is_ink.any(axis=1))
+    columns = np.flatnonzero(is_ink.any(axis=0))
+    density = density[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    density = np.clip((density - _GRAIN) / (1 - _GRAIN), 0, 1)
+
+    scale = min(_BOX * height / density.shape[0], _BOX * width / density.shape[1])
+    box = [max(round(scale * side), 1) for side in density.shape]
+    digit = _resize(np.rint(density * 255).astype(np.uint8), *box)
+    if not digit.any():  # dust, which scaling wiped away
+        return result
+    start = []
+    for axis, side in enumerate((height, width)):
+        mass = digit.sum(axis=1 - axis, dtype=np.int64)
+        center = np.average(np.arange(box[axis]), weights=mass)
+        start.append(int(np.clip(round(side / 2 - center), 0, side - box[axis])))
+    result[start[0] : start[0] + box[0], start[1] : start[1] + box[1]] = digit
+    return result
+
+
+def _to_grey(image: np.ndarray) -> np.ndarray:
+    """Returns uint8 [h, w]; of colour, the luma (ITU-R BT.601)."""
+    return image if image.ndim == 2 else np.asarray(Image.fromarray(image).convert("L"))
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    # Pillow widens the filter when it scales down: no aliasing.
+    scaled = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(scaled)

@@ -1,0 +1,394 @@
+"""Evaluates what was trained: how often it is right, and where it is wrong.
+
+A run's newest checkpoint, its best, or one step's, on the test set:
+  python -m mnist_dist.evaluate --model_dir=runs/mnist
+  python -m mnist_dist.evaluate --model_dir=runs/mnist --checkpoint=best --format=json
+A SavedModel; several, each alone and their averaged probabilities together:
+  python -m mnist_dist.evaluate --export_dir=runs/mnist/export
+  python -m mnist_dist.evaluate --export_dir=runs/a/export --export_dir=runs/b/export
+Each new checkpoint of a training that goes on, into MODEL_DIR/eval_watch, where
+TensorBoard shows it beside the training's own curves:
+  python -m mnist_dist.evaluate --model_dir=runs/mnist --watch --num_gpus=0
+
+--watch ends with exit code 0 after the run's last checkpoint, with 1 when --timeout
+seconds brought no new one, and with 143 when a signal stopped it. Started again, it
+evaluates what it has not evaluated yet.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from absl import flags
+
+from mnist_dist import classification_report, program
+from mnist_dist.classification_report import ClassificationReport
+from mnist_dist.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from mnist_dist.checkpoint_watch import NewCheckpoint
+    from mnist_dist.data import Split
+    from mnist_dist.trained_model import RunConfig, TrainedModel
+
+_ENUM, _INT = flags.DEFINE_enum, flags.DEFINE_integer
+flags.DEFINE_string("model_dir", None, "Directory of the run.")
+flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
+flags.DEFINE_bool("use_ema", None, "The moving average of weights. Default: if kept.")
+flags.DEFINE_multi_string(
+    "export_dir", [], "SavedModel, or directory of its versions; several: an ensemble."
+)
+flags.DEFINE_string("data_dir", None, "Data set. Default: what it was trained on.")
+_ENUM("split", "test", ["test", "validation", "train"], "Which of its images.")
+_ENUM("format", "table", ["table", "json"], "Of the results on standard output.")
+flags.DEFINE_string(
+    "summary_dir", None, "TensorBoard directory. Default: none; MODEL_DIR/eval_watch."
+)
+flags.DEFINE_bool("watch", False, "Evaluate each new checkpoint as it appears.")
+flags.DEFINE_float(
+    "timeout", 600, "Seconds without a new checkpoint that end --watch.", lower_bound=0
+)
+_ENUM("distribution_strategy", "auto", ["auto", "one_device", "mirrored"], "Strategy.")
+_INT("num_gpus", -1, "GPUs to use; -1: all.", lower_bound=-1)
+_INT("logical_cpus", 1, "Devices to split the CPU into.", lower_bound=1)
+
+FLAGS = flags.FLAGS
+
+# Those of a run, which mean nothing to a SavedModel.
+_RUN_FLAGS = (
+    "checkpoint",
+    "use_ema",
+    "watch",
+    "timeout",
+    "distribution_strategy",
+    "logical_cpus",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """A model to evaluate.
+
+    Attributes:
+      about: what the results say of it: name, step, kind of weights.
+      logits: maps uint8 [n, height, width, channels] to float32 [n, num_classes].
+      image_shape: height, width, channels.
+      num_classes: width of the logits.
+      data_dir: of the data set it was trained on; None is the bundled MNIST.
+      validation_examples: that its training set apart.
+    """
+
+    about: dict[str, Any]
+    logits: Callable[[np.ndarray], np.ndarray]
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    data_dir: str | None
+    validation_examples: int
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluates what the flags say; returns the exit code."""
+    del argv
+    _check_flags()
+    with program.quiet_imports():
+        from mnist_dist import distribution
+
+    strategy = distribution.create_strategy(
+        "one_device" if FLAGS.export_dir else FLAGS.distribution_strategy,
+        num_gpus=FLAGS.num_gpus,
+        logical_cpus=FLAGS.logical_cpus,
+    )
+    if FLAGS.watch:
+        return _watch(strategy)
+    if FLAGS.export_dir:
+        models = [_load_saved_model(directory) for directory in FLAGS.export_dir]
+    else:
+        models = [_load_checkpoint(strategy)]
+    split, about_data = _load_split(models)
+    reports, ensemble = _create_reports(models, split)
+    if FLAGS.format == "json":
+        _print_json(models, reports, ensemble, about_data)
+    else:
+        _print_tables(models, reports, ensemble, about_data)
+    if FLAGS.summary_dir:
+        _save_summaries(models, reports, ensemble, split)
+    return 0
+
+
+def _load_checkpoint(strategy: "tf.distribute.Strategy") -> _Model:
+    from mnist_dist.trained_model import load_trained_model
+
+    with strategy.scope():
+        trained = load_trained_model(
+            FLAGS.model_dir, checkpoint=FLAGS.checkpoint, use_ema=FLAGS.use_ema
+        )
+    return _create_model(strategy, trained)
+
+
+def _create_model(
+    strategy: "tf.distribute.Strategy", trained: "TrainedModel"
+) -> _Model:
+    from mnist_dist.evaluation import create_logits_function
+
+    config = trained.config
+    return _Model(
+        about={
+            "name": trained.checkpoint,
+            "step": trained.step,
+            "moving_average": trained.uses_ema,
+        },
+        logits=create_logits_function(strategy, trained.state),
+        image_shape=config.image_shape,
+        num_classes=config.num_classes,
+        data_dir=config.data_dir,
+        validation_examples=config.validation_examples,
+    )
+
+
+def _load_saved_model(directory: str) -> _Model:
+    from mnist_dist.classifier import find_saved_model, load_classifier
+    from mnist_dist.model_card import load_model_card
+
+    path = find_saved_model(directory)
+    card = load_model_card(path) or {}
+    classifier = load_classifier(path)
+    data = card.get("data", {})
+    return _Model(
+        about={
+            "name": path,
+            "step": card.get("step"),
+            "moving_average": card.get("moving_average"),
+        },
+        logits=lambda images: classifier.classify(images)[1],
+        image_shape=classifier.image_shape,
+        num_classes=classifier.num_classes,
+        data_dir=data.get("data_dir"),
+        validation_examples=data.get("validation_examples", 0),
+    )
+
+
+def _load_split(models: list[_Model]) -> tuple["Split", dict[str, Any]]:
+    """Loads what all the models are evaluated on, and what the results say of it."""
+    from mnist_dist.evaluation import load_split
+
+    first = models[0]
+    for other in models[1:]:
+        for what in ("image_shape", "num_classes", "data_dir", "validation_examples"):
+            if what == "data_dir" and FLAGS.data_dir:
+                continue
+            if what == "validation_examples" and FLAGS.split == "test":
+                continue
+            found, expected = getattr(other, what), getattr(first, what)
+            if found != expected:
+                raise InputError(
+                    f"--export_dir: {other.about['name']} has the {what} {found}, "
+                    f"expected {expected} as {first.about['name']} has"
+                )
+    split, dataset = load_split(
+        FLAGS.split,
+        data_dir=FLAGS.data_dir or first.data_dir,
+        validation_examples=first.validation_examples,
+        image_shape=first.image_shape,
+        num_classes=first.num_classes,
+    )
+    about = {"source": dataset.source, "sha256": dataset.checksum, "split": split.name}
+    return split, about
+
+
+def _create_reports(
+    models: list[_Model], split: "Split"
+) -> tuple[list[ClassificationReport], ClassificationReport | None]:
+    """Evaluates each model and, of several, the average of their probabilities."""
+    from mnist_dist.evaluation import predict_split
+
+    num_classes = models[0].num_classes
+    each, together = predict_split(
+        [model.logits for model in models], split, num_classes=num_classes
+    )
+    *reports, ensemble = [
+        classification_report.create_classification_report(
+            split.labels,
+            classes=predictions.classes,
+            confidences=predictions.confidences,
+            losses=predictions.losses,
+            num_classes=num_classes,
+        )
+        for predictions in [*each, together]
+    ]
+    return reports, ensemble if len(models) > 1 else None
+
+
+def _print_json(
+    models: list[_Model],
+    reports: list[ClassificationReport],
+    ensemble: ClassificationReport | None,
+    about_data: dict[str, Any],
+) -> None:
+    result: dict[str, Any] = {
+        "data": about_data,
+        "models": [
+            model.about | classification_report.to_json(report)
+            for model, report in zip(models, reports, strict=True)
+        ],
+    }
+    if ensemble:
+        result["ensemble"] = classification_report.to_json(ensemble)
+    print(json.dumps(result, allow_nan=False))
+
+
+def _print_tables(
+    models: list[_Model],
+    reports: list[ClassificationReport],
+    ensemble: ClassificationReport | None,
+    about_data: dict[str, Any],
+) -> None:
+    print(f"data      {about_data['source']}, {about_data['split']} images")
+    for model, report in zip(models, reports, strict=True):
+        average = ", moving average" if model.about["moving_average"] else ""
+        print(f"model     {model.about['name']}{average}")
+        print(f"          {classification_report.format_summary(report)}")
+    if ensemble:
+        print(f"ensemble  of these {len(models)}, probabilities averaged")
+        print(f"          {classification_report.format_summary(ensemble)}")
+    print()
+    print(classification_report.format_report(ensemble or reports[0]))
+
+
+def _save_summaries(
+    models: list[_Model],
+    reports: list[ClassificationReport],
+    ensemble: ClassificationReport | None,
+    split: "Split",
+) -> None:
+    from mnist_dist.evaluation_records import save_summaries
+
+    def save(directory: str, step: int, report: ClassificationReport) -> None:
+        save_summaries(directory, step, report, images=split.images)
+
+    steps = [model.about["step"] or 0 for model in models]
+    if ensemble is None:
+        return save(FLAGS.summary_dir, steps[0], reports[0])
+    for number, (step, report) in enumerate(zip(steps, reports, strict=True), start=1):
+        save(os.path.join(FLAGS.summary_dir, f"model_{number}"), step, report)
+    save(os.path.join(FLAGS.summary_dir, "ensemble"), max(steps), ensemble)
+
+
+def _watch(strategy: "tf.distribute.Strategy") -> int:
+    """Evaluates each checkpoint of a run once; returns the exit code."""
+    from mnist_dist.checkpoint_watch import follow_checkpoints
+    from mnist_dist.preemption import StopRequest
+
+    directory = FLAGS.summary_dir or os.path.join(FLAGS.model_dir, "eval_watch")
+    watcher = _Watcher(strategy, directory)
+    stop = StopRequest()
+    end = follow_checkpoints(
+        FLAGS.model_dir,
+        watcher.visit,
+        is_stopped=lambda: stop.signal_name is not None,
+        timeout=FLAGS.timeout,
+    )
+    if end == "stopped":
+        print(f"stopped by {stop.signal_name}; the same command goes on", flush=True)
+        return program.EXIT_STOPPED
+    if end == "timeout":
+        print(
+            f"--timeout: {FLAGS.timeout:g} seconds without a new checkpoint in "
+            f"{FLAGS.model_dir}, whose last step was not reached; the same command "
+            "goes on",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+class _Watcher:
+    """Evaluates checkpoints of one run, with one model for all of them."""
+
+    def __init__(self, strategy: "tf.distribute.Strategy", directory: str) -> None:
+        self._strategy = strategy
+        self._directory = directory
+        self._config: RunConfig | None = None
+
+    def visit(self, found: "NewCheckpoint") -> None:
+        """Evaluates a checkpoint, unless that is already on record."""
+        from mnist_dist import evaluation_records, trained_model
+
+        evaluated = {
+            "written": found.written,
+            "split": FLAGS.split,
+            "data_dir": FLAGS.data_dir,
+            "use_ema": FLAGS.use_ema,
+        }
+        record = evaluation_records.load_record(self._directory, found.step)
+        if record is not None:
+            if record.get("evaluated") == evaluated:
+                return
+            # The run was sent back to before this step, and came here again.
+            evaluation_records.remove_records(self._directory, first_step=found.step)
+
+        is_first = found.config != self._config
+        if is_first:
+            self._config = found.config
+            with self._strategy.scope():
+                self._state = trained_model.create_inference_state(
+                    found.config, model_dir=FLAGS.model_dir
+                )
+        trained = trained_model.restore(
+            self._state,
+            config=found.config,
+            prefix=found.prefix,
+            arrays=found.arrays,
+            use_ema=FLAGS.use_ema,
+        )
+        if is_first:
+            self._model = _create_model(self._strategy, trained)
+            self._split, self._about_data = _load_split([self._model])
+        (report,), _ = _create_reports([self._model], self._split)
+        evaluation_records.save_summaries(
+            self._directory, found.step, report, images=self._split.images
+        )
+        record = {"name": found.prefix, "step": found.step, "evaluated": evaluated}
+        record |= {"moving_average": trained.uses_ema, "data": self._about_data}
+        record |= classification_report.to_json(report)
+        evaluation_records.save_record(self._directory, found.step, record)
+        if FLAGS.format == "json":
+            print(json.dumps(record, allow_nan=False), flush=True)
+        else:
+            summary = classification_report.format_summary(report)
+            print(f"step {found.step:,}  {summary}", flush=True)
+
+
+def _check_flags() -> None:
+    if (not FLAGS.model_dir) == (not FLAGS.export_dir):
+        raise InputError(
+            f"--model_dir and --export_dir: found {'both' if FLAGS.model_dir else 'neither'}"
+            ", expected one of the two"
+        )
+    if FLAGS.checkpoint not in ("latest", "best") and not (
+        FLAGS.checkpoint.isascii() and FLAGS.checkpoint.isdigit()
+    ):
+        raise InputError(
+            f"--checkpoint: found {FLAGS.checkpoint!r}, expected latest, best or a step"
+        )
+    if FLAGS.export_dir:
+        for name in _RUN_FLAGS:
+            if FLAGS[name].present:
+                raise InputError(
+                    f"--{name}: found with --export_dir, expected with --model_dir: it "
+                    "says nothing of a SavedModel"
+                )
+    if FLAGS.watch and FLAGS["checkpoint"].present:
+        raise InputError(
+            "--checkpoint: found with --watch, expected without: it evaluates them all"
+        )
+    if FLAGS["timeout"].present and not FLAGS.watch:
+        raise InputError("--timeout: found without --watch, expected with it")
+
+
+if __name__ == "__main__":
+    program.run(main)

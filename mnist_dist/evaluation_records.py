@@ -1,0 +1,142 @@
+"""Evaluations on disk: a JSON file and a TensorBoard event file for each step.
+
+Both are named by the step and appear whole: an evaluation made again replaces the one
+before, and whatever is killed when, nothing is there twice or in part.
+"""
+
+import json
+import os
+import re
+import tempfile
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mnist_dist.classification_report import (
+    ClassificationReport,
+    format_report,
+    surest_mistakes,
+)
+
+_GRID = 6  # mistakes shown, a row and a column
+_CELL_PIXELS = 24  # of a confusion matrix, which TensorBoard would blur
+_MAX_DRAWN_CLASSES = 128
+
+
+def save_record(directory: str, step: int, record: dict[str, Any]) -> None:
+    """Writes the JSON file of a step."""
+    os.makedirs(directory, exist_ok=True)
+    text = json.dumps(record, allow_nan=False) + "\n"
+    _write_whole(record_path(directory, step), text.encode())
+
+
+def load_record(directory: str, step: int) -> dict[str, Any] | None:
+    """Reads the JSON file of a step; None if there is none, or it is no record."""
+    try:
+        with open(record_path(directory, step), encoding="utf-8") as file:
+            record = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def record_path(directory: str, step: int) -> str:
+    """Returns where the JSON file of a step lies."""
+    return os.path.join(directory, f"ckpt-{step}.json")
+
+
+def remove_records(directory: str, *, first_step: int) -> None:
+    """Removes what is of this step or a later one."""
+    for name in os.listdir(directory) if os.path.isdir(directory) else []:
+        match = re.fullmatch(r"ckpt-(\d+)\.json|events\.out\.tfevents\.(\d+)\.v2", name)
+        if match and int(match[1] or match[2]) >= first_step:
+            os.remove(os.path.join(directory, name))
+
+
+def save_summaries(
+    directory: str, step: int, report: ClassificationReport, *, images: np.ndarray
+) -> None:
+    """Writes the TensorBoard event file of a step.
+
+    Args:
+      directory: of the event files; no other program may write its own there.
+      step: of the evaluated checkpoint.
+      report: what came out; its `loss` and `accuracy` have the trainer's tags.
+      images: uint8 [n, height, width, channels], those of the report.
+    """
+    os.makedirs(directory, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.summary.create_file_writer(folder).as_default(step=step) as writer:
+            tf.summary.scalar("loss", report.loss)
+            tf.summary.scalar("accuracy", report.accuracy)
+            tf.summary.scalar("errors", report.num_errors)
+            tf.summary.text("report", _as_code(format_report(report)))
+            if len(report.support) <= _MAX_DRAWN_CLASSES:
+                for number, f1 in enumerate(report.f1):
+                    if np.isfinite(f1):
+                        tf.summary.scalar(f"f1/{number}", f1)
+                if report.confusion is not None:
+                    drawn = draw_confusion(report.confusion)
+                    tf.summary.image("confusion", drawn[np.newaxis])
+            if report.num_errors:
+                mistakes = surest_mistakes(report)[: _GRID * _GRID]
+                grid = draw_grid(images[mistakes], columns=_GRID)
+                tf.summary.image("mistakes", grid[np.newaxis])
+            writer.close()
+        (name,) = os.listdir(folder)
+        with open(os.path.join(folder, name), "rb") as file:
+            events = file.read()
+    # TensorBoard reads the files in the order of their names.
+    _write_whole(os.path.join(directory, f"events.out.tfevents.{step:012}.v2"), events)
+
+
+def draw_confusion(confusion: np.ndarray) -> np.ndarray:
+    """Draws a confusion matrix's rows as shares, the darker the larger.
+
+    The square root makes the few mistakes visible beside the many right answers.
+
+    Args:
+      confusion: int [num_classes, num_classes].
+
+    Returns:
+      uint8 [pixels, pixels, 1].
+    """
+    totals = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    shade = 255 - np.round(255 * np.sqrt(confusion / totals))
+    cell = np.ones((_CELL_PIXELS, _CELL_PIXELS))
+    return np.kron(shade, cell).astype(np.uint8)[..., np.newaxis]
+
+
+def draw_grid(images: np.ndarray, *, columns: int) -> np.ndarray:
+    """Lays images out in rows, with a line of one pixel between them.
+
+    Args:
+      images: uint8 [n, height, width, channels], at least one.
+      columns: images in a row.
+
+    Returns:
+      uint8 [rows x (height + 1), columns x (width + 1), channels].
+    """
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    grid = np.zeros((rows * columns, height + 1, width + 1, channels), np.uint8)
+    grid[:, height] = grid[:, :, width] = 128
+    grid[:count, :height, :width] = images
+    grid = grid.reshape(rows, columns, height + 1, width + 1, channels)
+    return grid.swapaxes(1, 2).reshape(
+        rows * (height + 1), columns * (width + 1), channels
+    )
+
+
+def _as_code(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())  # Markdown
+
+
+def _write_whole(path: str, content: bytes) -> None:
+    staging = os.path.join(os.path.dirname(path), f".writing-{os.getpid()}")
+    with open(staging, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(staging, path)

@@ -1,0 +1,121 @@
+"""Writes a model that others can use, from a checkpoint of a run.
+
+The newest checkpoint, or the best, as MODEL_DIR/export/STEP/:
+  python -m mnist_dist.export --model_dir=runs/mnist
+  python -m mnist_dist.export --model_dir=runs/mnist --checkpoint=best
+It is served by TensorFlow Serving as it lies, and loaded with TensorFlow alone:
+  tf.saved_model.load("runs/mnist/export/1875").signatures["serving_default"]
+In one file, for Keras or for TensorFlow Lite:
+  python -m mnist_dist.export --model_dir=runs/mnist --format=keras
+  python -m mnist_dist.export --model_dir=runs/mnist --format=tflite
+
+What is written is loaded again, and must compute what the model does, before it gets
+its name. The same model is never written twice, and no other one is replaced without
+--overwrite: it then gets the next free version.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags, logging
+
+from mnist_dist import program
+from mnist_dist.errors import InputError
+
+flags.DEFINE_string("model_dir", None, "Directory of the run.")
+flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
+flags.DEFINE_bool("use_ema", None, "The moving average of weights. Default: if kept.")
+flags.DEFINE_string("export_dir", None, "Default MODEL_DIR/export.")
+flags.DEFINE_enum(
+    "format", "saved_model", ["saved_model", "keras", "tflite"], "What to write."
+)
+flags.DEFINE_integer(
+    "version", None, "Of a SavedModel. Default: the step.", lower_bound=0
+)
+flags.DEFINE_bool("overwrite", False, "Replace another model of that name.")
+flags.DEFINE_string(
+    "data_dir", None, "Data set for the accuracy on the card. Default: the run's."
+)
+
+FLAGS = flags.FLAGS
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exports one checkpoint; returns the exit code."""
+    del argv
+    _check_flags()
+    with program.quiet_imports():
+        import tensorflow as tf
+
+        from mnist_dist import model_files, run_directory
+        from mnist_dist.evaluation import load_split
+        from mnist_dist.saved_model import export_saved_model, list_versions
+        from mnist_dist.trained_model import load_trained_model
+
+    # A training may need all of the GPUs' memory meanwhile.
+    tf.config.set_visible_devices([], "GPU")
+    trained = load_trained_model(
+        FLAGS.model_dir, checkpoint=FLAGS.checkpoint, use_ema=FLAGS.use_ema
+    )
+    config = trained.config
+    try:
+        split, _ = load_split(
+            "validation" if config.validation_examples else "test",
+            data_dir=FLAGS.data_dir or config.data_dir,
+            validation_examples=config.validation_examples,
+            image_shape=config.image_shape,
+            num_classes=config.num_classes,
+        )
+    except InputError as error:
+        if FLAGS.data_dir:
+            raise
+        logging.warning("no accuracy on the model card, for the run's data: %s", error)
+        split = None
+    directory = FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir)
+    if FLAGS.format == "saved_model":
+        export = export_saved_model(
+            trained.state,
+            directory,
+            config=config,
+            uses_ema=trained.uses_ema,
+            evaluation=split,
+            version=FLAGS.version,
+            overwrite=FLAGS.overwrite,
+        )
+    else:
+        export = model_files.export_file(
+            trained.state,
+            directory,
+            file_format=FLAGS.format,
+            image_shape=config.image_shape,
+            overwrite=FLAGS.overwrite,
+        )
+
+    weights = "moving average of the weights" if trained.uses_ema else "weights"
+    print(f"checkpoint  {trained.checkpoint}, {weights}")
+    note = "" if export.is_new else "  (it was there, the same model)"
+    print(f"export      {export.path}{note}")
+    if FLAGS.format == "saved_model":
+        versions = list_versions(directory)
+        if not export.path.endswith(f"/{versions[0]}"):
+            print(f"note        TensorFlow Serving serves the highest: {versions[0]}")
+    return 0
+
+
+def _check_flags() -> None:
+    if not FLAGS.model_dir:
+        raise InputError("--model_dir: found nothing, expected the directory of a run")
+    if FLAGS.checkpoint not in ("latest", "best") and not (
+        FLAGS.checkpoint.isascii() and FLAGS.checkpoint.isdigit()
+    ):
+        raise InputError(
+            f"--checkpoint: found {FLAGS.checkpoint!r}, expected latest, best or a step"
+        )
+    if FLAGS.version is not None and FLAGS.format != "saved_model":
+        raise InputError(
+            f"--version: found {FLAGS.version} with --format={FLAGS.format}, expected "
+            "none: only SavedModels have versions"
+        )
+
+
+if __name__ == "__main__":
+    program.run(main)

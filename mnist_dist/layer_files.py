@@ -1,0 +1,243 @@
+"""Layer files: named arrays <-> one `.npz` file, or a folder of `.npy` files.
+
+An array is named `<layer>/<weight>`. That is its key in the `.npz`, and the path of
+its `.npy` in the folder, so `numpy.load` reads both without this code. Pickles are
+never loaded, and a damaged or hostile file costs no more than a small multiple of its
+own size.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import IO
+
+import numpy as np
+
+from mnist_dist.data.npy import read_npy_data, read_npy_header
+from mnist_dist.data.reading import open_file, quoted
+from mnist_dist.errors import InputError, RunError
+
+Arrays = dict[str, np.ndarray]
+
+# Trained weights hardly compress; small files may hold zeros, which do.
+_MAX_RATIO, _MIN_LIMIT = 16, 1 << 26
+_MAX_FOLDERS, _MAX_DEPTH = 10_000, 8
+# What zipfile raises on damaged files: it has no class of its own for them all.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
+
+
+def check_name(name: str, *, where: str) -> str:
+    """Returns `name` if it is `<layer>/<weight>` and can be a path in a folder.
+
+    Raises:
+      InputError: a part of it is empty, `.`, `..`, not printable or too long, or
+        there is only one.
+    """
+    parts = name.split("/")
+    if len(parts) < 2 or not all(map(_is_plain, parts)):
+        raise InputError(
+            f"{where}: found the name {name!r}, expected <layer>/<weight> in plain "
+            "characters, without '..'"
+        )
+    return name
+
+
+def check_layer(layer: str, *, where: str) -> str:
+    """Returns `layer` if it can be a layer's name; a nested one's has slashes.
+
+    Raises:
+      InputError: as for `check_name`.
+    """
+    if not all(map(_is_plain, layer.split("/"))):
+        raise InputError(
+            f"{where}: found the layer name {layer!r}, expected plain characters, "
+            "without '..' and without '/' at an end"
+        )
+    return layer
+
+
+def max_unpacked_bytes(packed_bytes: int) -> int:
+    """Returns how much an archive of this size may unpack to."""
+    return max(_MIN_LIMIT, _MAX_RATIO * packed_bytes)
+
+
+def load_npz(path: str) -> Arrays:
+    """Reads a layer file.
+
+    Raises:
+      InputError: it is not an `.npz` of numeric arrays with keys `<layer>/<weight>`,
+        it is damaged, or it claims to unpack to far more than its size.
+    """
+    arrays: Arrays = {}
+    with open_file(path) as (file, size):
+        left = max_unpacked_bytes(size)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                for member in archive.infolist():
+                    # zipfile cuts `filename` at a NUL.
+                    name = member.orig_filename.removesuffix(".npy")
+                    check_name(name, where=quoted(path))
+                    if name in arrays or name == member.orig_filename:
+                        raise InputError(
+                            f"{quoted(path)}: found the member "
+                            f"{member.orig_filename!r}, expected each "
+                            "<layer>/<weight>.npy once"
+                        )
+                    with archive.open(member) as stream:
+                        arrays[name] = _read_array(
+                            stream, max_bytes=left, name=f"{quoted(path)}: {name}"
+                        )
+                    left -= arrays[name].nbytes
+        except InputError:
+            raise
+        except _ZIP_ERRORS as error:
+            raise InputError(
+                f"{quoted(path)}: not an .npz archive that can be read ({error})"
+            ) from error
+    return arrays
+
+
+def load_folder(path: str) -> Arrays:
+    """Reads all `<layer>/<weight>.npy` in a folder; links to folders are not followed.
+
+    Raises:
+      InputError: a `.npy` file is not a numeric array, or the folder is too large or
+        deep to be one of layers.
+    """
+    arrays: Arrays = {}
+    for number, (folder, folders, files) in enumerate(os.walk(path)):
+        relative = os.path.relpath(folder, path)
+        parts = [] if relative == "." else relative.split(os.sep)
+        if number >= _MAX_FOLDERS or len(parts) > _MAX_DEPTH:
+            raise InputError(
+                f"{quoted(path)}: found over {_MAX_FOLDERS} folders or {_MAX_DEPTH} "
+                "levels, expected a folder of <layer>/<weight>.npy files"
+            )
+        folders.sort()
+        for file_name in sorted(files):
+            if file_name.endswith(".npy"):
+                name = "/".join([*parts, file_name.removesuffix(".npy")])
+                check_name(name, where=quoted(path))
+                file_path = os.path.join(folder, file_name)
+                with open_file(file_path) as (file, size):
+                    arrays[name] = _read_array(
+                        file, max_bytes=size, name=quoted(file_path)
+                    )
+    return arrays
+
+
+def save_npz(arrays: Mapping[str, np.ndarray], path: str) -> None:
+    """Writes a layer file, replacing one that is there, in one step.
+
+    Raises:
+      InputError: a name cannot be a key, or nothing can be written there.
+    """
+    for name in arrays:
+        check_name(name, where=quoted(path))
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=os.path.dirname(path) or ".", prefix=".writing-", delete=False
+        ) as file:
+            try:
+                # Not numpy.savez: its own parameters' names could not be keys.
+                with zipfile.ZipFile(file, "w") as archive:
+                    for name, array in arrays.items():
+                        # A fixed time: the same weights give the same file.
+                        member = zipfile.ZipInfo(f"{name}.npy")
+                        member.external_attr = 0o644 << 16
+                        with archive.open(member, "w", force_zip64=True) as stream:
+                            _write_array(stream, array)
+                _finish(file)
+                os.replace(file.name, path)
+            except BaseException:
+                os.remove(file.name)
+                raise
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def save_folder(arrays: Mapping[str, np.ndarray], path: str) -> None:
+    """Writes a folder of `<layer>/<weight>.npy`; it must be new or empty.
+
+    Raises:
+      InputError: it holds something, a name cannot be a path, or nothing can be
+        written there.
+    """
+    for name in arrays:
+        check_name(name, where=quoted(path))
+    path = path.rstrip("/") or "/"
+    try:
+        if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
+            raise InputError(
+                f"{quoted(path)}: found something there, expected a new or empty folder"
+            )
+        staging = tempfile.mkdtemp(dir=os.path.dirname(path) or ".", prefix=".writing-")
+        try:
+            os.chmod(staging, 0o777 & ~_umask())
+            for name, array in arrays.items():
+                file_path = os.path.join(staging, f"{name}.npy")
+                os.makedirs(os.path.dirname(file_path), exist_ok=True)
+                with open(file_path, "wb") as file:
+                    _write_array(file, array)
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.rename(staging, path)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _is_plain(part: str) -> bool:
+    return (
+        part not in ("", ".", "..")
+        and part.isprintable()
+        and "\\" not in part
+        and len(part.encode(errors="replace")) <= 250
+    )
+
+
+def _read_array(stream: IO[bytes], *, max_bytes: int, name: str) -> np.ndarray:
+    header = read_npy_header(stream, name=name)
+    if header.dtype.kind not in "biuf":
+        raise InputError(f"{name}: found dtype {header.dtype}, expected numbers")
+    return read_npy_data(stream, header, max_bytes=max_bytes, name=name)
+
+
+def _write_array(stream: IO[bytes], array: np.ndarray) -> None:
+    contiguous = np.ascontiguousarray(array).reshape(array.shape)
+    np.lib.format.write_array(stream, contiguous, version=(1, 0), allow_pickle=False)
+
+
+def _finish(file: tempfile._TemporaryFileWrapper) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    os.chmod(file.name, 0o666 & ~_umask())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cannot_write(path: str, error: OSError) -> InputError | RunError:
+    message = f"{quoted(path)}: cannot be written ({error.strerror or error})"
+    return RunError(message) if error.errno == errno.ENOSPC else InputError(message)

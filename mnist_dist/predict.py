@@ -1,0 +1,148 @@
+"""Classifies image files with a SavedModel that `train` exported.
+
+With the newest SavedModel of a run, or with any one:
+  python -m mnist_dist.predict --model_dir=runs/mnist digit.png photos/
+  python -m mnist_dist.predict --export_dir=runs/mnist/export/1875 digit.png
+Arrays of many images, and results for another program:
+  python -m mnist_dist.predict --model_dir=runs/mnist --format=json t10k-images-idx3-ubyte.gz
+  cat digit.png | python -m mnist_dist.predict --model_dir=runs/mnist --format=csv -
+
+A file may hold a picture of any size, grey or colour (PNG, JPEG, GIF, BMP, PNM, TIFF,
+WebP), or many in one array (.npy of uint8, IDX, IDX in gzip): its content says which.
+A folder stands for all files in it; `-` for standard input.
+
+Results come in the order of the files. A file that is wrong is reported on standard
+error, in one line, and the rest is done; the exit code is then 2.
+"""
+
+import functools
+import io
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from absl import flags
+
+from mnist_dist import program
+from mnist_dist.digit_images import PREPROCESS, fit_images
+from mnist_dist.errors import InputError, RunError
+from mnist_dist.image_files import find_files, read_batches
+from mnist_dist.prediction_formats import FORMATS, format_header, format_predictions
+
+_string, _enum = flags.DEFINE_string, flags.DEFINE_enum
+
+_string("model_dir", None, "Run whose newest SavedModel to use.")
+_string("export_dir", None, "SavedModel, or directory of versions, to use instead.")
+_enum("format", "table", FORMATS, "Of the results.")
+_enum(
+    "preprocess",
+    "auto",
+    PREPROCESS,
+    "mnist: cut out the digit, dark on light or light on dark, scale and centre it as "
+    "MNIST did. resize: scale the whole image. off: refuse images not of the model's "
+    "size. auto: images of that size as they are, others by mnist if the model takes "
+    "grey images, by resize if it takes colour.",
+)
+flags.DEFINE_integer("top_k", 1, "Classes to give, likeliest first.", lower_bound=1)
+flags.DEFINE_integer(
+    "images_per_call", 256, "Images to give to the model at a time.", lower_bound=1
+)
+flags.DEFINE_bool(
+    "draw", None, "Show in the table what the model sees. Default: on a terminal."
+)
+
+FLAGS = flags.FLAGS
+
+
+def main(argv: Sequence[str]) -> int:
+    """Classifies every file; returns the exit code."""
+    files = argv[1:]
+    check_flags(files)
+    # TensorFlow takes seconds to import: not before the flags are known to be good.
+    with program.quiet_imports():
+        from mnist_dist import run_directory
+        from mnist_dist.classifier import (
+            find_saved_model,
+            load_classifier,
+            select_best,
+        )
+
+    directory = FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir)
+    classifier = load_classifier(find_saved_model(directory))
+    if FLAGS.top_k > classifier.num_classes:
+        raise InputError(
+            f"--top_k: found {FLAGS.top_k}, expected at most the "
+            f"{classifier.num_classes} classes of the model"
+        )
+    batches = read_batches(
+        find_files(files),
+        prepare=functools.partial(
+            fit_images,
+            image_shape=classifier.image_shape,
+            preprocess=FLAGS.preprocess,
+        ),
+        images_per_batch=FLAGS.images_per_call,
+        # Each may hold a large photograph; and much of the work is Python's own.
+        num_threads=min(os.cpu_count() or 1, 4),
+    )
+    # What Pillow finds odd in a file that it can read is nothing to tell.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    drawing = prepare_output()
+    exit_code = 0
+    try:
+        print(format_header(FLAGS.format, top_k=FLAGS.top_k), end="", flush=True)
+        for batch in batches:
+            if isinstance(batch, InputError):
+                program.print_error(batch)
+                exit_code = program.EXIT_INPUT
+                continue
+            probabilities, logits = classifier.classify(batch.images)
+            classes, probabilities = select_best(probabilities, logits, FLAGS.top_k)
+            text = format_predictions(
+                FLAGS.format, batch, classes, probabilities, drawing=drawing
+            )
+            print(text, end="", flush=True)
+    except OSError as error:
+        # Python would try again at exit to write what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # who reads, as `head`, has seen enough
+            return program.EXIT_FAILED
+        raise RunError(f"standard output: {error.strerror}") from error
+    return exit_code
+
+
+def check_flags(files: Sequence[str]) -> None:
+    """Checks what one flag's own bounds cannot say.
+
+    Raises:
+      InputError: names the flag, what was found and what was expected.
+    """
+    if bool(FLAGS.model_dir) == bool(FLAGS.export_dir):
+        found = "both" if FLAGS.model_dir else "neither"
+        raise InputError(
+            f"--model_dir and --export_dir: found {found}, expected one of the two"
+        )
+    if not files:
+        raise InputError("found no file, expected files, folders or - (standard input)")
+
+
+def prepare_output() -> str | None:
+    """Makes standard output take any file name; returns how to draw, if at all."""
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    if FLAGS.format == "csv":
+        # Names that are not Unicode come out as the bytes that they are.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+        return None
+    sys.stdout.reconfigure(errors="backslashreplace")
+    if not (sys.stdout.isatty() if FLAGS.draw is None else FLAGS.draw):
+        return None
+    try:
+        "▀▄█".encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return "ascii"
+    return "blocks"
+
+
+if __name__ == "__main__":
+    program.run(main, takes_arguments=True)

@@ -1,0 +1,181 @@
+"""A run's checkpoints for a person: what there is, and going back to one of them."""
+
+import json
+import os
+from typing import NamedTuple
+
+from mnist_dist import checkpoints
+from mnist_dist.data.reading import quoted
+from mnist_dist.errors import InputError
+from mnist_dist.run_directory import (
+    best_dir,
+    checkpoint_dir,
+    checkpoint_dirs,
+    export_dir,
+    open_for_writing,
+)
+from mnist_dist.saved_model import list_versions
+
+_KEEP_ALL = 1 << 30
+
+
+class RunCheckpoint(NamedTuple):
+    """One checkpoint of a run.
+
+    Attributes:
+      step: at which it was saved.
+      time: when, in seconds since 1970.
+      accuracy: of the evaluation at this step; None if there was none.
+      num_bytes: size of its files.
+      is_best: whether it is the one kept for its accuracy.
+      damage: empty; or why it cannot be read.
+      path: as TensorFlow takes it.
+    """
+
+    step: int
+    time: float
+    accuracy: float | None
+    num_bytes: int
+    is_best: bool
+    damage: str
+    path: str
+
+
+def check_run(model_dir: str) -> None:
+    """Checks that a directory is a run's.
+
+    Raises:
+      InputError: it is not.
+    """
+    if not any(map(os.path.isdir, checkpoint_dirs(model_dir))):
+        raise InputError(
+            f"--model_dir: found {quoted(model_dir)} without checkpoints, expected the "
+            "directory of a run"
+        )
+
+
+def list_run_checkpoints(model_dir: str) -> list[RunCheckpoint]:
+    """Returns all checkpoints that a run can go on from, newest first.
+
+    Each is read as a whole, so that damage anywhere in it is found.
+
+    Raises:
+      InputError: the directory is not a run's.
+    """
+    check_run(model_dir)
+    accuracies = _accuracies(model_dir)
+    rows = []
+    for directory in checkpoint_dirs(model_dir):
+        for step in checkpoints.list_checkpoints(directory):
+            path = checkpoints.checkpoint_prefix(directory, step)
+            names = [n for n in os.listdir(directory) if n.startswith(f"ckpt-{step}.")]
+            stats = [os.stat(os.path.join(directory, name)) for name in names]
+            damage = ""
+            try:
+                checkpoints.read_step(directory, step)
+            except checkpoints.DAMAGE as error:
+                damage = f"damaged ({type(error).__name__})"
+            rows.append(
+                RunCheckpoint(
+                    step=step,
+                    time=max((s.st_mtime for s in stats), default=0.0),
+                    accuracy=accuracies.get(step),
+                    num_bytes=sum(s.st_size for s in stats),
+                    is_best=directory == best_dir(model_dir),
+                    damage=damage,
+                    path=path,
+                )
+            )
+    return sorted(rows, key=lambda row: row.step, reverse=True)
+
+
+def revert_run(model_dir: str, step: int) -> list[str]:
+    """Makes a run go on from an earlier checkpoint; the later ones are set aside.
+
+    Metrics and events of later steps are dropped when the run is started again.
+
+    Returns:
+      What a person should know of it, in lines.
+
+    Raises:
+      InputError: the directory is not a run's, the run is being written, or there is
+        no whole checkpoint of this step.
+    """
+    check_run(model_dir)
+    with open_for_writing(model_dir):
+        rows = list_run_checkpoints(model_dir)
+        whole = [row for row in rows if row.step == step and not row.damage]
+        if not whole:
+            steps = sorted({row.step for row in rows if not row.damage}, reverse=True)
+            raise InputError(
+                f"--step: found {step}, expected one of the whole checkpoints in "
+                f"{model_dir}: {', '.join(map(str, steps)) or 'none'}"
+            )
+        if whole[0].is_best:
+            # The best may be replaced by a better one: the run needs its own.
+            write_checkpoint(
+                model_dir, checkpoints.read_step(best_dir(model_dir), step), step=step
+            )
+        lines = [f"{model_dir} goes on from step {step}"]
+        for directory in checkpoint_dirs(model_dir):
+            later = [s for s in checkpoints.list_checkpoints(directory) if s > step]
+            checkpoints.set_aside_later(directory, step)
+            lines += [
+                f"set aside  {checkpoints.checkpoint_prefix(directory, s)}, now in a "
+                f"folder later-than-{step}"
+                for s in later
+            ]
+    stale = [v for v in list_versions(export_dir(model_dir)) if v > step]
+    lines += [
+        f"still there: export of a later step, {export_dir(model_dir)}/{v}"
+        for v in stale
+    ]
+    return lines
+
+
+def write_checkpoint(model_dir: str, arrays: checkpoints.Arrays, *, step: int) -> str:
+    """Writes a run's checkpoint of a step, whatever was there; returns its path."""
+    writer = checkpoints.CheckpointWriter()
+    directory = checkpoint_dir(model_dir)
+    try:
+        os.makedirs(directory, exist_ok=True)
+        writer.save(arrays, directory=directory, step=step, max_to_keep=_KEEP_ALL)
+    finally:
+        writer.close()
+    return checkpoints.checkpoint_prefix(directory, step)
+
+
+def set_aside(model_dir: str, step: int) -> str:
+    """Copies a step's checkpoint of a run, and returns where to.
+
+    For a checkpoint that is about to be replaced; the copy is no part of the run.
+    """
+    directory = checkpoint_dir(model_dir)
+    number = 1
+    while os.path.exists(aside := os.path.join(directory, f"replaced-{number}")):
+        number += 1
+    writer = checkpoints.CheckpointWriter()
+    os.makedirs(aside)
+    try:
+        arrays = checkpoints.read_step(directory, step)
+        writer.save(arrays, directory=aside, step=step, max_to_keep=1)
+    finally:
+        writer.close()
+    return checkpoints.checkpoint_prefix(aside, step)
+
+
+def _accuracies(model_dir: str) -> dict[int, float]:
+    """The accuracy at each step that was evaluated; lines that tell none are skipped."""
+    accuracies: dict[int, float] = {}
+    try:
+        with open(os.path.join(model_dir, "metrics.jsonl"), "rb") as file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                    if record["kind"] == "eval":
+                        accuracies[int(record["step"])] = float(record["accuracy"])
+                except (ValueError, KeyError, TypeError):
+                    continue
+    except OSError:
+        pass
+    return accuracies

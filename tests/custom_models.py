@@ -1,0 +1,33 @@
+"""Models as a user may write them, for `--model=custom_models:FUNCTION`."""
+
+import keras
+import numpy as np
+
+
+def create_mixed(*, image_shape, num_classes):
+    """Lambda, batch normalisation and dropout: what training and inference do apart."""
+    images = keras.Input(image_shape)
+    x = keras.layers.Lambda(lambda v: v * 2.0 - 1.0, name="centre")(images)
+    x = keras.layers.Conv2D(5, 1, name="mix")(x)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = keras.layers.ReLU(name="relu")(x)
+    x = keras.layers.Dropout(0.5, name="drop")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    logits = keras.layers.Dense(num_classes, name="head")(x)
+    return keras.Model(images, logits, name="mixed")
+
+
+def mixed_logits(weights, images):
+    """What `create_mixed` computes in inference, in NumPy.
+
+    Args:
+      weights: by `<layer>/<weight>`.
+      images: uint8.
+    """
+    x = images / 255.0 * 2.0 - 1.0
+    x = x @ weights["mix/kernel"][0, 0] + weights["mix/bias"]
+    x = (x - weights["norm/moving_mean"]) / np.sqrt(
+        weights["norm/moving_variance"] + 1e-3
+    )
+    x = np.maximum(x * weights["norm/gamma"] + weights["norm/beta"], 0)
+    return x.mean(axis=(1, 2)) @ weights["head/kernel"] + weights["head/bias"]

@@ -1,0 +1,206 @@
+"""The weights program, and a layer's way from one run into another network."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mnist_dist.checkpoints import list_checkpoints, load_arrays
+from mnist_dist.layer_weights import load_layer, load_weights, set_layer
+from mnist_dist.run_directory import open_for_writing
+
+MINE = """
+import keras
+def create(*, image_shape, num_classes):
+    return keras.Sequential([keras.Input(image_shape), keras.layers.Flatten(),
+        keras.layers.Dense(128, activation="relu", name="features"),
+        keras.layers.Dense(num_classes, name="head")], name="mine")
+"""
+SHORT = ["--noprogress", "--enable_xla=off", "--noaugment", "--train_steps=60"]
+SHORT += ["--eval_interval=20", "--checkpoint_interval=20"]
+
+
+def run(verb, *arguments, path="."):
+    return subprocess.run(
+        [sys.executable, "-m", "mnist_dist", verb, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(path), *sys.path])},
+    )
+
+
+def succeed(*arguments, **kwargs):
+    result = run(*arguments, **kwargs)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def rows(*arguments):
+    return json.loads(succeed("weights", *arguments, "--format=json"))["rows"]
+
+
+@pytest.fixture(scope="module")
+def mlp(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("runs") / "mlp")
+    # Two replicas: what reads the weights knows nothing of the strategy.
+    succeed("train", f"--model_dir={path}", "--model=mlp", "--logical_cpus=2", *SHORT)
+    return path
+
+
+def test_npy_files_in_a_model_built_by_hand_give_the_accuracy_of_the_run(
+    mlp, mnist, tmp_path
+):
+    folder = tmp_path / "layers"
+    succeed("weights", "save", f"--from={mlp}", f"--output={folder}")
+    model = keras.Sequential([keras.layers.Dense(128, "relu"), keras.layers.Dense(10)])
+    model.build([None, 784])
+    for layer, name in zip(
+        model.layers, ["dense_layer_1", "dense_layer_2"], strict=True
+    ):
+        layer.kernel.assign(np.load(folder / name / "kernel.npy"))
+        layer.bias.assign(np.load(folder / name / "bias.npy"))
+    images = mnist.test.images.reshape(-1, 784).astype(np.float32) / 255
+    num_correct = np.sum(np.argmax(model(images), axis=1) == mnist.test.labels)
+    with open(f"{mlp}/metrics.jsonl") as file:
+        evals = [r for r in map(json.loads, file) if r["kind"] == "eval"]
+    assert evals[-1]["step"] == 60
+    assert num_correct == round(evals[-1]["accuracy"] * 10_000)
+
+
+def test_list_gives_the_key_under_which_tensorflow_finds_each_weight(mlp):
+    found = rows("list", f"--model_dir={mlp}", "--nouse_ema")
+    reader = tf.train.load_checkpoint(f"{mlp}/checkpoints/ckpt-60")
+    assert [(r["layer"], r["weight"]) for r in found] == [
+        (layer, weight)
+        for layer in ("dense_layer_1", "dense_layer_2")
+        for weight in ("bias", "kernel")
+    ]
+    for row in found:
+        array = reader.get_tensor(row["key"])
+        assert (row["shape"], row["dtype"]) == (list(array.shape), "float32")
+        assert row["norm"] == pytest.approx(np.linalg.norm(array), rel=1e-5)
+
+
+def test_saved_model_holds_the_weights_that_save_takes(mlp):
+    found = rows("diff", f"--from={mlp}", f"--to={mlp}/export")
+    assert [r["layer"] for r in found] == ["dense_layer_1", "dense_layer_2"]
+    assert [r["num_different"] for r in found] == [0, 0]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_first_layer_of_a_run_in_a_network_of_ones_own_in_two_commands(
+    frozen, mlp, tmp_path
+):
+    (tmp_path / "mine.py").write_text(MINE)
+    file = f"{tmp_path}/features.npz"
+    source = ["--map=dense_layer_1:features", f"--from={mlp}"]
+    succeed("weights", "transplant", *source, f"--output={file}")
+    flags = [f"--model_dir={tmp_path}/mine", "--model=mine:create", *SHORT]
+    flags += [f"--init_from={file}", "--noexport", "--learning_rate=1e-3"]
+    flags += ["--freeze=features"] if frozen else ["--train_steps=1"]
+    # With a rate of 0 a layer that is not frozen shows what it started from.
+    flags += [] if frozen else ["--learning_rate=0"]
+    output = succeed("train", *flags, path=tmp_path)
+    assert "init_from  features applied as features: bias float32 [128]" in output
+    expected = load_layer(mlp, "dense_layer_1")
+    for use_ema in (True, False):
+        found = load_layer(f"{tmp_path}/mine", "features", use_ema=use_ema)
+        for name, array in expected.items():
+            assert found[name].tobytes() == array.tobytes()
+
+
+def test_load_and_transplant_change_a_run_that_goes_on(mlp, tmp_path):
+    target = f"{tmp_path}/target"
+    common = ["train", f"--model_dir={target}", "--model=mlp", "--seed=5", "--noexport"]
+    succeed(*common, *SHORT, "--train_steps=20", "--lr_schedule=constant")
+    with open_for_writing(target):
+        result = run("weights", "load", f"--from={mlp}", f"--model_dir={target}")
+        assert result.returncode == 2
+        assert "is being written by process" in result.stderr
+    before = load_arrays(f"{target}/checkpoints/ckpt-20")
+    output = succeed(
+        "weights", "transplant", f"--from={mlp}", f"--model_dir={target}",
+        "--layers=dense_layer_1",
+    )  # fmt: skip
+    assert "dense_layer_1  applied" in output
+    after = load_arrays(f"{target}/checkpoints/ckpt-20")
+    expected = load_layer(mlp, "dense_layer_1")["kernel"]
+    for kind in ("model", "ema"):
+        np.testing.assert_array_equal(after[f"{kind}/dense_layer_1/kernel"], expected)
+    assert not after["optimizer/mean/dense_layer_1/kernel"].any()
+    for name in before:
+        if "dense_layer_1" not in name:
+            np.testing.assert_array_equal(after[name], before[name])
+    aside = load_arrays(f"{target}/checkpoints/replaced-1/ckpt-20")
+    np.testing.assert_array_equal(
+        aside["model/dense_layer_1/kernel"], before["model/dense_layer_1/kernel"]
+    )
+    succeed(*common, *SHORT, "--train_steps=40", "--lr_schedule=constant")
+    assert list_checkpoints(f"{target}/checkpoints")[0] == 40
+
+
+def test_checkpoints_are_listed_and_gone_back_to(mlp, tmp_path):
+    run_dir = f"{tmp_path}/run"
+    subprocess.run(["cp", "-r", mlp, run_dir], check=True)
+    os.truncate(f"{run_dir}/checkpoints/ckpt-40.data-00000-of-00001", 1000)
+    found = rows("checkpoints", f"--model_dir={run_dir}")
+    with open(f"{run_dir}/metrics.jsonl") as file:
+        accuracies = {
+            r["step"]: r["accuracy"]
+            for r in map(json.loads, file)
+            if r["kind"] == "eval"
+        }
+    own = [r for r in found if not r["is_best"]]
+    assert [r["step"] for r in own] == [60, 40, 20]
+    assert [r["accuracy"] for r in own] == [accuracies[s] for s in (60, 40, 20)]
+    assert [bool(r["damage"]) for r in own] == [False, True, False]
+    best = max(accuracies, key=accuracies.__getitem__)
+    assert [r["step"] for r in found if r["is_best"]] == [best]
+    result = run("weights", "revert", f"--model_dir={run_dir}", "--step=40")
+    assert result.returncode == 2
+    assert "found 40, expected one of the whole checkpoints" in result.stderr
+    assert list_checkpoints(f"{run_dir}/checkpoints") == [60, 40, 20]
+    output = succeed("weights", "revert", f"--model_dir={run_dir}", "--step=20")
+    assert "goes on from step 20" in output
+    assert list_checkpoints(f"{run_dir}/checkpoints") == [20]
+    assert list_checkpoints(f"{run_dir}/checkpoints/later-than-20") == [60, 40]
+
+
+def test_layer_in_three_lines(mlp):
+    dense = tf.keras.layers.Dense(128, activation="relu")
+    dense.build([None, 784])
+    set_layer(dense, load_layer(mlp, "dense_layer_1"))
+    weights = load_weights(mlp).arrays
+    np.testing.assert_array_equal(dense.kernel, weights["dense_layer_1/kernel"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["weights"], "found 'no action', expected one of: list, save"),
+        (["weights", "lost"], "found 'lost'"),
+        (["weights", "save", "--from=x"], "--output: found nothing"),
+        (["weights", "list", "--from=x", "--step=3"], "--step: found it with `list`"),
+        (["weights", "transplant", "--from=x"], "found neither"),
+        (["weights", "transplant", "--from=x", "--map=a", "--output=y"], "--map: found 'a'"),
+        (["weights", "list", "--from=x", "--checkpoint=-1"], "--checkpoint: found '-1'"),
+        (["weights", "list", "--from=no/such"], "'no/such': found nothing"),
+        (["weights", "list", "--from=RUN", "--layers=lost"], "expected one of: dense_layer_1"),
+        (["weights", "save", "--from=RUN", "--layers=../x", "--output=o"], "layer name '../x'"),
+        (["weights", "load", "--from=RUN", "--model_dir=no/run"], "'no/run' without"),
+        (["weights", "revert", "--model_dir=RUN", "--step=7"], "found 7, expected"),
+        (["train", "--model_dir=new", "--init_from=RUN/best"], "no layer fits"),
+        (["train", "--model_dir=new", "--freeze=lost"], "--freeze: found 'lost'"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_line_and_exit_2(arguments, message, mlp):
+    result = run(*(a.replace("RUN", mlp) for a in arguments))
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
