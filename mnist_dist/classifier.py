@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -43,7 +44,7 @@ def find_saved_model(directory: str) -> str:
         names = [name.rstrip("/") for name in tf.io.gfile.listdir(directory)]
     except tf.errors.OpError as error:
         raise InputError(
-            f"{directory!r}: cannot be listed, expected a SavedModel or a directory "
+            f"{directory!r}: no directory that can be listed, expected a SavedModel or one "
             "with its versions"
         ) from error
     versions = [name for name in names if name.isascii() and name.isdigit()]
@@ -79,7 +80,9 @@ def load_classifier(path: str) -> Classifier:
     inputs = serve.structured_input_signature[1]
     outputs = serve.structured_outputs
     images = inputs.get("images")
-    shape = [] if images is None or images.shape.rank is None else images.shape.as_list()
+    shape = (
+        [] if images is None or images.shape.rank is None else images.shape.as_list()
+    )
     if (
         len(inputs) != 1
         or len(shape) != 4
@@ -117,11 +120,29 @@ def load_classifier(path: str) -> Classifier:
     return Classifier(path, tuple(shape[1:]), probabilities.shape[1], classify)
 
 
+def select_best(
+    probabilities: np.ndarray, logits: np.ndarray, top_k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Selects the most probable classes.
+
+    By the logits, as the SavedModel's own `classes` are: float32 probabilities of
+    different logits can be equal. Of equal logits the lower class is first.
+
+    Returns:
+      int64 [n, top_k] classes, the most probable first, and float32 [n, top_k] their
+      probabilities.
+    """
+    classes = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
+    return classes, np.take_along_axis(probabilities, classes, axis=1)
+
+
 def _described(signature: dict) -> str:
     parts = [f"{name} {s.dtype.name} {s.shape}" for name, s in signature.items()]
     return ", ".join(parts) or "nothing"
 
 
 def _unusable(path: str, error: Exception) -> InputError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return InputError(f"{path!r}: not a SavedModel that can be used ({lines[0][:200]})")
+    # TensorFlow names the node that failed first, and adds its stack in more lines.
+    text = re.sub(r"^\{\{.*?\}\} ", "", str(error)).strip() or type(error).__name__
+    reason = text.splitlines()[0][:300]
+    return InputError(f"{path!r}: not a SavedModel that can be used ({reason})")

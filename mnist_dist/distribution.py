@@ -1,33 +1,71 @@
-"""The devices that are there -> a tf.distribute strategy."""
+"""The devices and workers that are there -> a tf.distribute strategy."""
 
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from mnist_dist.errors import InputError
+from mnist_dist.cluster import (
+    PORT_WARNING,
+    Cluster,
+    exits_unless_done_within,
+    meet_peers,
+)
+from mnist_dist.errors import InputError, PeerError
+
+_ONE_WORKER = Cluster("one worker")
+_LEAVING_SECONDS = 5.0  # that the others may take to end with this worker
+# What a worker's calls raise when another is gone, depending on what was under way.
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+)
 
 
 def create_strategy(
     name: str = "auto",
     *,
+    cluster: Cluster = _ONE_WORKER,
+    greeting: Mapping[str, object] | None = None,
+    cluster_timeout: float = 300.0,
+    peer_timeout: float = 10.0,
+    is_stopping: Callable[[], bool] = lambda: False,
     num_gpus: int = -1,
     logical_cpus: int = 1,
     all_reduce_alg: str = "auto",
 ) -> tf.distribute.Strategy:
     """Chooses devices and builds the strategy over them.
 
-    Must come before anything else that starts TensorFlow's runtime.
+    Must come before anything else that starts TensorFlow's runtime. With several
+    workers TensorFlow puts a handler of its own in the place of SIGTERM's.
 
     Args:
-      name: `auto` (several devices: mirrored; one: one_device), `one_device` or
-        `mirrored`.
-      num_gpus: GPUs to use; -1 is all, 0 is the CPU.
+      name: `auto` (several workers: multi_worker_mirrored; several devices: mirrored;
+        one: one_device), or one of these.
+      cluster: the workers of the run.
+      greeting: JSON values that must be the same on all workers.
+      cluster_timeout: seconds to wait for all workers to come.
+      peer_timeout: seconds without a sign of life after which a worker is lost.
+      is_stopping: whether to wait for workers no longer.
+      num_gpus: GPUs that this worker uses; -1 is all, or its share of those of the
+        host where they are not this worker's alone; 0 is the CPU.
       logical_cpus: splits the CPU into so many devices, which tests use to run
         several replicas without a GPU.
-      all_reduce_alg: `auto`, `nccl` or `hierarchical_copy`.
+      all_reduce_alg: `auto`, `nccl`, `hierarchical_copy` (one worker) or `ring`
+        (several).
 
     Raises:
-      InputError: devices asked for are not there.
+      InputError: devices asked for are not there, or a worker was started otherwise.
+      PeerError: a worker did not come in time.
     """
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = _shared_out(tf.config.list_physical_devices("GPU"), cluster, num_gpus)
     if num_gpus > len(gpus):
         raise InputError(f"--num_gpus: found {num_gpus}, expected at most {len(gpus)}")
     gpus = gpus if num_gpus < 0 else gpus[:num_gpus]
@@ -37,6 +75,32 @@ def create_strategy(
     if logical_cpus > 1:
         split_cpu(logical_cpus)
 
+    if cluster.num_workers > 1:
+        if name not in ("auto", "multi_worker_mirrored"):
+            raise InputError(
+                f"--distribution_strategy: found {name!r} for {cluster.num_workers} "
+                "workers, expected auto or multi_worker_mirrored"
+            )
+        if logical_cpus > 1:
+            raise InputError(
+                f"--logical_cpus: found {logical_cpus} for {cluster.num_workers} "
+                "workers, expected 1: each worker has one CPU"
+            )
+        meet_peers(
+            cluster,
+            greeting={**(greeting or {}), "number of GPUs": len(gpus)},
+            timeout=cluster_timeout,
+            is_stopping=is_stopping,
+        )
+        if cluster.is_chief:
+            logging.warning(PORT_WARNING)
+        with exits_unless_done_within(cluster_timeout, code=143):
+            return _multi_worker_strategy(
+                cluster,
+                num_gpus=len(gpus),
+                all_reduce_alg=all_reduce_alg,
+                peer_timeout=peer_timeout,
+            )
     if gpus and logical_cpus == 1:
         devices = [device.name for device in tf.config.list_logical_devices("GPU")]
     else:
@@ -53,8 +117,65 @@ def create_strategy(
             ),
         )
     raise InputError(
-        f"--distribution_strategy: found {name!r}, expected auto, one_device or mirrored"
+        f"--distribution_strategy: found {name!r} for one worker, expected auto, "
+        "one_device or mirrored"
     )
+
+
+def broadcast_from_chief(
+    strategy: tf.distribute.Strategy, arrays: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns the chief's arrays on every worker, bit for bit.
+
+    All workers must call it, with arrays of the same names, shapes and dtypes.
+    """
+    if not _has_peers(strategy):
+        return arrays
+    data = b"".join(np.ascontiguousarray(a).tobytes() for a in arrays.values())
+    words = np.frombuffer(data + b"\0" * (-len(data) % 8), np.int64)
+    data = _from_chief(strategy, words).tobytes()
+    received, start = {}, 0
+    for name, array in arrays.items():
+        flat = np.frombuffer(data, array.dtype, array.size, start)
+        received[name] = flat.reshape(array.shape)
+        start += array.nbytes
+    return received
+
+
+@contextlib.contextmanager
+def names_lost_peers(cluster: Cluster) -> Iterator[None]:
+    """Turns what TensorFlow raises when another worker is gone into a PeerError."""
+    try:
+        yield
+    except _LOST as error:
+        if cluster.num_workers == 1 or (
+            isinstance(error, tf.errors.InternalError) and "ollective" not in str(error)
+        ):
+            raise
+        reason = next(
+            (line for line in str(error).splitlines() if "aborted by:" in line),
+            str(error).partition("\n")[0],
+        )
+        tasks = sorted(set(re.findall(r"/job:worker/replica:0/task:(\d+)", str(error))))
+        who = f"worker {' or '.join(tasks)}" if tasks else "another worker"
+        raise PeerError(
+            f"{who} is gone; start all workers again and the run goes on from its "
+            f"newest checkpoint ({reason.strip()})"
+        ) from error
+
+
+def leave_together(strategy: tf.distribute.Strategy) -> None:
+    """Returns when every worker has come here and may end its process."""
+    if not _has_peers(strategy):
+        return
+    _from_chief(strategy, np.zeros(1, np.int64))
+    # Who has passed the first barrier may end as soon as all have: then this one
+    # breaks, and that is as good as passing it.
+    with (
+        exits_unless_done_within(_LEAVING_SECONDS, code=0),
+        contextlib.suppress(tf.errors.OpError),
+    ):
+        _from_chief(strategy, np.zeros(1, np.int64))
 
 
 def split_cpu(num_devices: int) -> None:
@@ -69,6 +190,76 @@ def device_type(strategy: tf.distribute.Strategy) -> str:
     """Returns `CPU` or `GPU`, what the replicas run on."""
     device = strategy.extended.worker_devices[0]
     return tf.DeviceSpec.from_string(device).device_type
+
+
+def _shared_out(
+    gpus: list[tf.config.PhysicalDevice], cluster: Cluster, num_gpus: int
+) -> list[tf.config.PhysicalDevice]:
+    """This worker's share of the GPUs that several workers of its host see."""
+    peers = cluster.host_peers
+    if cluster.has_own_gpus or len(peers) == 1 or not gpus or num_gpus == 0:
+        return gpus
+    share = len(gpus) // len(peers)
+    if not share:
+        raise InputError(
+            f"--num_gpus: found {len(gpus)} GPUs for {len(peers)} workers of this "
+            "host, expected one for each, or --num_gpus=0"
+        )
+    return gpus[peers.index(cluster.rank) * share :][:share]
+
+
+def _multi_worker_strategy(
+    cluster: Cluster, *, num_gpus: int, all_reduce_alg: str, peer_timeout: float
+) -> tf.distribute.Strategy:
+    # No public way to the time after which a silent worker is lost.
+    from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+    from tensorflow.python.eager import context
+
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        heartbeat_timeout_in_ms=int(peer_timeout * 1000),
+        coordinated_jobs=[
+            coordination_config_pb2.CoordinatedJob(
+                name="worker", num_tasks=cluster.num_workers
+            )
+        ],
+    )
+    kind = tf.distribute.experimental.CommunicationImplementation
+    if all_reduce_alg == "auto":
+        all_reduce_alg = "nccl" if num_gpus else "ring"
+    return tf.distribute.MultiWorkerMirroredStrategy(
+        tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec({"worker": list(cluster.workers)}),
+            task_type="worker",
+            task_id=cluster.rank,
+            num_accelerators={"GPU": num_gpus},
+            rpc_layer="grpc",
+        ),
+        tf.distribute.experimental.CommunicationOptions(
+            implementation=kind.NCCL if all_reduce_alg == "nccl" else kind.RING
+        ),
+    )
+
+
+def _has_peers(strategy: tf.distribute.Strategy) -> bool:
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def _from_chief(strategy: tf.distribute.Strategy, words: np.ndarray) -> np.ndarray:
+    """Returns the chief's int64 words on every worker, when all have called it."""
+
+    @tf.function
+    def send(words: tf.Tensor) -> tf.Tensor:
+        def share() -> tf.Tensor:
+            replica = tf.distribute.get_replica_context()
+            is_first = replica.replica_id_in_sync_group == 0
+            sent = tf.where(is_first, words, tf.zeros_like(words))
+            return replica.all_reduce(tf.distribute.ReduceOp.SUM, sent)
+
+        return strategy.experimental_local_results(strategy.run(share))[0]
+
+    return send(tf.constant(words)).numpy()
 
 
 def _cross_device_ops(

@@ -1,4 +1,4 @@
-"""The two exceptions that a user reads as one line, without a traceback."""
+"""The exceptions that a user reads as one line, without a traceback."""
 
 
 class InputError(ValueError):
@@ -13,4 +13,12 @@ class RunError(RuntimeError):
     """The run cannot go on: the disk is full, the loss is not finite.
 
     The message is one line saying why and what is left. Programs exit with code 1.
+    """
+
+
+class PeerError(RuntimeError):
+    """Another worker of the run cannot be reached, or is gone.
+
+    The message is one line naming it. Programs exit with code 143: start all workers
+    again, and the run goes on.
     """

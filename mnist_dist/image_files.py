@@ -18,7 +18,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO
 
@@ -39,12 +39,15 @@ _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 # A photograph is scaled down to not less than this, which leaves enough of a digit
 # that fills a tenth of it.
 _ENOUGH_PIXELS = 1024
-_FILES_AHEAD = 64  # read while the device computes
-_PIECE_BYTES = 1 << 24  # of an array, read at a time
+# What is read while the device computes.
+_TASKS_AHEAD = 8
+_FILES_A_TASK = 16
+_PIECE_BYTES = 1 << 24  # of an array, prepared at a time
+_CHUNK_BYTES = 1 << 18  # set aside before it is known to be there
 
 _GZIP = b"\x1f\x8b"
 _NPY = b"\x93NUM"
-_IDX_START = re.compile(rb"\0\0[\x08-\x0e][\1-\xff]")
+_IDX = re.compile(rb"\0\0[\x08-\x0e][\1-\xff]")
 
 # Here, once: Pillow would do it on the first odd file, in several threads.
 Image.init()
@@ -96,7 +99,7 @@ def read_batches(
     files: Iterable[str | InputError],
     *,
     prepare: Callable[..., np.ndarray],
-    batch_size: int,
+    images_per_batch: int,
     num_threads: int,
 ) -> Iterator[Batch | InputError]:
     """Reads files and yields their pictures in the files' order.
@@ -106,37 +109,43 @@ def read_batches(
       prepare: called with pictures uint8 [n, h, w] or [n, h, w, 1 or 3] and `name`,
         which names the file in errors; returns them uint8 [n, height, width,
         channels]. Called in several threads.
-      batch_size: a batch has at least so many pictures, but for the last one, and
-        fewer than twice as many.
+      images_per_batch: a batch has at least so many pictures, but for the last and those
+        before an error, and fewer than twice as many.
       num_threads: decode so many files at a time.
 
     Yields:
-      Batches, and for each file that is wrong an `InputError`; of an array that
-      is found damaged on the way, after the pictures before the damage.
+      Batches, and in the place of each file that is wrong an `InputError`; of an
+      array that is damaged further on, behind its pictures before the damage.
     """
     paths: list[str] = []
     indices: list[int | None] = []
     pieces: list[np.ndarray] = []
+
+    def take_batch() -> Batch:
+        batch = Batch(paths[:], indices[:], np.concatenate(pieces))
+        for collected in (paths, indices, pieces):
+            collected.clear()
+        return batch
+
     with contextlib.closing(
         _load_ahead(
-            files, prepare=prepare, piece_size=batch_size, num_threads=num_threads
+            files, prepare=prepare, piece_size=images_per_batch, num_threads=num_threads
         )
     ) as loaded:
         for item in loaded:
             if isinstance(item, InputError):
+                if paths:
+                    yield take_batch()
                 yield item
                 continue
             path, first, images = item
             paths += [path] * len(images)
-            indices += (
-                [None] if first is None else range(first, first + len(images))
-            )
+            indices += [None] if first is None else range(first, first + len(images))
             pieces.append(images)
-            if len(paths) >= batch_size:
-                yield Batch(paths, indices, np.concatenate(pieces))
-                paths, indices, pieces = [], [], []
+            if len(paths) >= images_per_batch:
+                yield take_batch()
     if paths:
-        yield Batch(paths, indices, np.concatenate(pieces))
+        yield take_batch()
 
 
 # Index of the first picture in its array, or None, and the prepared pictures.
@@ -149,65 +158,89 @@ def _load_ahead(
     prepare: Callable[..., np.ndarray],
     piece_size: int,
     num_threads: int,
-) -> Iterator[tuple[str, int | None, np.ndarray] | InputError]:
+) -> Generator[tuple[str, int | None, np.ndarray] | InputError, None, None]:
+    """Yields path, index and prepared pictures, in order, while threads read ahead."""
     files = iter(files)
-    pending: collections.deque[InputError | tuple[str, Future[_Pieces]]]
-    pending = collections.deque()
+    num_taken = 0
+    tasks: collections.deque[Future[list[tuple[str, _Pieces] | InputError]]]
+    tasks = collections.deque()
     pool = ThreadPoolExecutor(num_threads)
     try:
         while True:
-            for file in itertools.islice(files, _FILES_AHEAD - len(pending)):
-                if isinstance(file, InputError):
-                    pending.append(file)
-                else:
-                    future = pool.submit(_load, file, prepare, piece_size)
-                    pending.append((file, future))
-            if not pending:
+            while len(tasks) < _TASKS_AHEAD:
+                # Handing over a small file costs as much as reading it; a few large
+                # ones must not all go to one thread. So: one, one, ..., then more.
+                size = min(1 + num_taken // 16, _FILES_A_TASK)
+                taken = list(itertools.islice(files, size))
+                if not taken:
+                    break
+                num_taken += len(taken)
+                tasks.append(pool.submit(_load_all, taken, prepare, piece_size))
+            if not tasks:
                 return
-            item = pending.popleft()
-            if isinstance(item, InputError):
-                yield item
-                continue
-            path, future = item
-            try:
-                for first, images in future.result():
-                    yield path, first, images
-            except InputError as error:
-                yield error
+            for item in tasks.popleft().result():
+                if isinstance(item, InputError):
+                    yield item
+                    continue
+                path, pieces = item
+                try:
+                    for first, images in pieces:
+                        yield path, first, images
+                except InputError as error:
+                    yield error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
+def _load_all(
+    files: list[str | InputError],
+    prepare: Callable[..., np.ndarray],
+    piece_size: int,
+) -> list[tuple[str, _Pieces] | InputError]:
+    loaded: list[tuple[str, _Pieces] | InputError] = []
+    for file in files:
+        if isinstance(file, InputError):
+            loaded.append(file)
+            continue
+        try:
+            loaded.append((file, _load(file, prepare, piece_size)))
+        except InputError as error:
+            loaded.append(error)
+    return loaded
+
+
 def _load(path: str, prepare: Callable[..., np.ndarray], piece_size: int) -> _Pieces:
-    pieces = _load_pieces(path, prepare, piece_size)
-    if path == STANDARD_INPUT:
-        # Not in a thread: one that waits for input would not let the program end.
-        return pieces
-    return itertools.chain([next(pieces)], pieces)
+    """Loads a picture; an array, which may be large, only as the result is iterated."""
+    # Standard input neither: a thread that waits for it would not let the program end.
+    if path != STANDARD_INPUT:
+        name = quoted(path)
+        with open_file(path) as (file, size):
+            head = file.read(4)
+            if not _is_array(head):
+                # Not more than it may be: reading sets aside what is asked for.
+                data = head + file.read(min(size, MAX_ENCODED_BYTES))
+                picture = _decode(data, name=name)
+                return [(None, prepare(picture[np.newaxis], name=name))]
+    return _load_lazily(path, prepare, piece_size)
 
 
-def _load_pieces(
+def _load_lazily(
     path: str, prepare: Callable[..., np.ndarray], piece_size: int
 ) -> Iterator[tuple[int | None, np.ndarray]]:
     name = "standard input" if path == STANDARD_INPUT else quoted(path)
     with _open(path) as file:
-        stream = _Rejoined(file.read(4), file)
-        if stream.head == b"":
-            raise InputError(f"{name}: found nothing, expected a picture or an array")
-        if stream.head[:2] == _GZIP:
-            try:
-                with gzip.GzipFile(fileobj=stream, mode="rb") as unzipped:  # type: ignore[call-overload]
-                    arrays = _read_idx(unzipped, piece_size, name=name)
-                    yield from _prepared(arrays, prepare, name=name)
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise InputError(f"{name}: damaged gzip data ({error})") from error
+        head = file.read(4)
+        if not _is_array(head):
+            if not head:
+                raise InputError(f"{name}: found nothing, expected a picture or array")
+            data = head + _read_up_to(file, MAX_ENCODED_BYTES)
+            picture = _decode(data, name=name)
+            yield None, prepare(picture[np.newaxis], name=name)
             return
-        if stream.head == _NPY or _IDX_START.match(stream.head):
-            read = _read_npy if stream.head == _NPY else _read_idx
-            yield from _prepared(read(stream, piece_size, name=name), prepare, name=name)
-            return
-        data = stream.read(MAX_ENCODED_BYTES + 1)
-    yield None, prepare(_decode(data, name=name)[np.newaxis], name=name)
+        first = 0
+        for images in _read_array(head, file, piece_size, name=name):
+            yield first, prepare(images, name=name)
+            first += len(images)
 
 
 @contextlib.contextmanager
@@ -219,28 +252,39 @@ def _open(path: str) -> Iterator[IO[bytes]]:
             yield file
 
 
+def _is_array(head: bytes) -> bool:
+    return head[:2] == _GZIP or head == _NPY or _IDX.match(head) is not None
+
+
+def _read_array(
+    head: bytes, file: IO[bytes], piece_size: int, *, name: str
+) -> Iterator[np.ndarray]:
+    stream = _Rejoined(head, file)
+    if head == _NPY:
+        yield from _read_npy(stream, piece_size, name=name)
+    elif head[:2] != _GZIP:
+        yield from _read_idx(stream, piece_size, name=name)
+    else:
+        try:
+            # GzipFile only ever reads from it.
+            with gzip.GzipFile(fileobj=stream, mode="rb") as unzipped:  # type: ignore[call-overload]
+                yield from _read_idx(unzipped, piece_size, name=name)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InputError(f"{name}: damaged gzip data ({error})") from error
+
+
 class _Rejoined:
     """A stream whose first bytes have been read, to see what it is."""
 
     def __init__(self, head: bytes, stream: IO[bytes]) -> None:
-        self.head = head
         self._unread = head
         self._stream = stream
 
-    def read(self, size: int = -1, /) -> bytes:
+    def read(self, size: int, /) -> bytes:
         if not self._unread:
             return self._stream.read(size)
         start, self._unread = self._unread[:size], self._unread[size:]
         return start + self._stream.read(size - len(start))
-
-
-def _prepared(
-    arrays: Iterator[np.ndarray], prepare: Callable[..., np.ndarray], *, name: str
-) -> Iterator[tuple[int, np.ndarray]]:
-    first = 0
-    for images in arrays:
-        yield first, prepare(images, name=name)
-        first += len(images)
 
 
 def _read_idx(
@@ -258,7 +302,10 @@ def _read_idx(
 def _read_npy(
     stream: ByteStream, piece_size: int, *, name: str
 ) -> Iterator[np.ndarray]:
-    shape, is_fortran_order, dtype = read_npy_header(stream, name=name)
+    shape, is_fortran_order, dtype = read_npy_header(
+        stream,  # type: ignore[arg-type]  # it only ever reads from it
+        name=name,
+    )
     if dtype.hasobject:
         raise InputError(f"{name}: found pickled Python objects, never loaded")
     is_picture = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
@@ -273,7 +320,9 @@ def _read_npy(
             f"{name}: found values in Fortran order, expected C order "
             "(numpy.ascontiguousarray)"
         )
-    return _read_pieces(stream, (1, *shape) if is_picture else shape, piece_size, name=name)
+    return _read_pieces(
+        stream, (1, *shape) if is_picture else shape, piece_size, name=name
+    )
 
 
 def _read_pieces(
@@ -307,7 +356,7 @@ def _read_pieces(
 def _read_up_to(stream: ByteStream, num_bytes: int) -> bytearray:
     data = bytearray()
     while len(data) < num_bytes:
-        chunk = stream.read(num_bytes - len(data))
+        chunk = stream.read(min(num_bytes - len(data), _CHUNK_BYTES))
         if not chunk:
             break
         data += chunk
@@ -349,14 +398,14 @@ def _simplify(image: Image.Image, *, name: str) -> Image.Image:
     """Returns the picture grey or in colour, 8 bits a channel, opaque, not large."""
     if image.mode == "F":
         raise InputError(f"{name}: found pixels of floats, expected integers")
-    if image.mode.startswith("I"):  # 16 bits
-        levels = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16 bits: divided by 257 and rounded
+        levels = (np.clip(np.asarray(image), 0, 65407) + 128) // 257
+        image = Image.fromarray(levels.astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
     else:
         image = image.convert("L" if image.mode in ("1", "L") else "RGB")
-    factor = min(image.size) // _ENOUGH_PIXELS
+    factor = min(image.width, image.height) // _ENOUGH_PIXELS
     if factor > 1:
         image = image.reduce(factor)
     return _lay_on_paper(image) if image.mode == "RGBA" else image
@@ -364,9 +413,8 @@ def _simplify(image: Image.Image, *, name: str) -> Image.Image:
 
 def _lay_on_paper(image: Image.Image) -> Image.Image:
     """Makes an RGBA picture opaque: on white if what is seen of it is dark, or black."""
-    alpha = image.getchannel("A")
-    if alpha.getextrema()[0] < 255:
-        weights = np.asarray(alpha, np.float32)
+    weights = np.asarray(image.getchannel("A"), np.float32)
+    if weights.min() < 255:
         luma = np.asarray(image.convert("L"))
         is_light = weights.any() and np.average(luma, weights=weights) > 127
         paper = Image.new("RGBA", image.size, "black" if is_light else "white")

@@ -5,7 +5,7 @@ With the newest SavedModel of a run, or with any one:
   python -m mnist_dist.predict --export_dir=runs/mnist/export/1875 digit.png
 Arrays of many images, and results for another program:
   python -m mnist_dist.predict --model_dir=runs/mnist --format=json t10k-images-idx3-ubyte.gz
-  curl ... | python -m mnist_dist.predict --model_dir=runs/mnist --format=csv -
+  cat digit.png | python -m mnist_dist.predict --model_dir=runs/mnist --format=csv -
 
 A file may hold a picture of any size, grey or colour (PNG, JPEG, GIF, BMP, PNM, TIFF,
 WebP), or many in one array (.npy of uint8, IDX, IDX in gzip): its content says which.
@@ -16,6 +16,7 @@ error, in one line, and the rest is done; the exit code is then 2.
 """
 
 import functools
+import io
 import os
 import sys
 import warnings
@@ -24,26 +25,32 @@ from collections.abc import Sequence
 from absl import flags
 
 from mnist_dist import program
-from mnist_dist.errors import InputError
+from mnist_dist.digit_images import PREPROCESS, fit_images
+from mnist_dist.errors import InputError, RunError
+from mnist_dist.image_files import find_files, read_batches
+from mnist_dist.prediction_formats import FORMATS, format_header, format_predictions
 
-flags.DEFINE_string("model_dir", None, "Run whose newest SavedModel to use.")
-flags.DEFINE_string(
-    "export_dir", None, "SavedModel to use, or the directory of its versions."
-)
-flags.DEFINE_enum("format", "table", ["table", "json", "csv"], "Of the results.")
-flags.DEFINE_enum(
+_string, _enum = flags.DEFINE_string, flags.DEFINE_enum
+
+_string("model_dir", None, "Run whose newest SavedModel to use.")
+_string("export_dir", None, "SavedModel, or directory of versions, to use instead.")
+_enum("format", "table", FORMATS, "Of the results.")
+_enum(
     "preprocess",
     "auto",
-    ["auto", "mnist", "resize", "off"],
-    "mnist: find the digit, dark on light or light on dark, scale and centre it as in "
-    "MNIST. resize: scale the whole picture. off: refuse other sizes than the model's. "
-    "auto: the model's size as it is, others as mnist (grey models) or resize (colour).",
+    PREPROCESS,
+    "mnist: cut out the digit, dark on light or light on dark, scale and centre it as "
+    "MNIST did. resize: scale the whole image. off: refuse images not of the model's "
+    "size. auto: images of that size as they are, others by mnist if the model takes "
+    "grey images, by resize if it takes colour.",
 )
-flags.DEFINE_integer("top_k", 1, "Give so many classes, best first.", lower_bound=1)
+flags.DEFINE_integer("top_k", 1, "Classes to give, likeliest first.", lower_bound=1)
+flags.DEFINE_integer(
+    "images_per_call", 256, "Images to give to the model at a time.", lower_bound=1
+)
 flags.DEFINE_bool(
-    "draw", None, "Draw each image as the model sees it, in the table. Default: on a terminal."
+    "draw", None, "Show in the table what the model sees. Default: on a terminal."
 )
-flags.DEFINE_integer("batch_size", 256, "Images a call of the model.", lower_bound=1)
 
 FLAGS = flags.FLAGS
 
@@ -51,34 +58,23 @@ FLAGS = flags.FLAGS
 def main(argv: Sequence[str]) -> int:
     """Classifies every file; returns the exit code."""
     files = argv[1:]
-    if (FLAGS.model_dir is None) == (FLAGS.export_dir is None):
-        raise InputError(
-            "--model_dir and --export_dir: found "
-            f"{'neither' if FLAGS.model_dir is None else 'both'}, expected one of the two"
-        )
-    if not files:
-        raise InputError("found no files, expected some, folders, or - (standard input)")
+    check_flags(files)
+    # TensorFlow takes seconds to import: not before the flags are known to be good.
     with program.quiet_imports():
         from mnist_dist import run_directory
-        from mnist_dist.classifier import find_saved_model, load_classifier
-        from mnist_dist.digit_images import fit_images
-        from mnist_dist.image_files import find_files, read_batches
-        from mnist_dist.prediction_formats import (
-            format_header,
-            format_predictions,
+        from mnist_dist.classifier import (
+            find_saved_model,
+            load_classifier,
             select_best,
         )
 
-    classifier = load_classifier(
-        find_saved_model(FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir))
-    )
+    directory = FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir)
+    classifier = load_classifier(find_saved_model(directory))
     if FLAGS.top_k > classifier.num_classes:
         raise InputError(
             f"--top_k: found {FLAGS.top_k}, expected at most the "
             f"{classifier.num_classes} classes of the model"
         )
-    # What Pillow thinks odd in a file it can read is nothing to tell the user.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
     batches = read_batches(
         find_files(files),
         prepare=functools.partial(
@@ -86,36 +82,63 @@ def main(argv: Sequence[str]) -> int:
             image_shape=classifier.image_shape,
             preprocess=FLAGS.preprocess,
         ),
-        batch_size=FLAGS.batch_size,
-        # More would only need more memory: most of the work holds Python's lock.
+        images_per_batch=FLAGS.images_per_call,
+        # Each may hold a large photograph; and much of the work is Python's own.
         num_threads=min(os.cpu_count() or 1, 4),
     )
-    num_wrong = 0
+    # What Pillow finds odd in a file that it can read is nothing to tell.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    drawing = prepare_output()
+    exit_code = 0
     try:
-        print(format_header(FLAGS.format, top_k=FLAGS.top_k), end="")
+        print(format_header(FLAGS.format, top_k=FLAGS.top_k), end="", flush=True)
         for batch in batches:
             if isinstance(batch, InputError):
                 program.print_error(batch)
-                num_wrong += 1
+                exit_code = program.EXIT_INPUT
                 continue
             probabilities, logits = classifier.classify(batch.images)
             classes, probabilities = select_best(probabilities, logits, FLAGS.top_k)
             text = format_predictions(
-                FLAGS.format, batch, classes, probabilities, draw=_drawing_style()
+                FLAGS.format, batch, classes, probabilities, drawing=drawing
             )
             print(text, end="", flush=True)
-    except BrokenPipeError:
-        # The reader has seen enough, as `head` does. Python flushes once more at exit.
+    except OSError as error:
+        # Python would try again at exit to write what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return program.EXIT_INPUT if num_wrong else 0
+        if isinstance(error, BrokenPipeError):  # who reads, as `head`, has seen enough
+            return program.EXIT_FAILED
+        raise RunError(f"standard output: {error.strerror}") from error
+    return exit_code
 
 
-def _drawing_style() -> str | None:
+def check_flags(files: Sequence[str]) -> None:
+    """Checks what one flag's own bounds cannot say.
+
+    Raises:
+      InputError: names the flag, what was found and what was expected.
+    """
+    if bool(FLAGS.model_dir) == bool(FLAGS.export_dir):
+        found = "both" if FLAGS.model_dir else "neither"
+        raise InputError(
+            f"--model_dir and --export_dir: found {found}, expected one of the two"
+        )
+    if not files:
+        raise InputError("found no file, expected files, folders or - (standard input)")
+
+
+def prepare_output() -> str | None:
+    """Makes standard output take any file name; returns how to draw, if at all."""
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    if FLAGS.format == "csv":
+        # Names that are not Unicode come out as the bytes that they are.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+        return None
+    sys.stdout.reconfigure(errors="backslashreplace")
     if not (sys.stdout.isatty() if FLAGS.draw is None else FLAGS.draw):
         return None
     try:
-        "▄▀█".encode(sys.stdout.encoding)
+        "▀▄█".encode(sys.stdout.encoding)
     except UnicodeEncodeError:
         return "ascii"
     return "blocks"

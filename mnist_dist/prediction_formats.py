@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -13,18 +15,20 @@ from mnist_dist.image_files import Batch
 
 FORMATS = ("table", "json", "csv")
 
-_PICTURE_SIDE = 14  # characters, and half as many lines
+_DRAWING_WIDTH, _DRAWING_HEIGHT = 14, 7  # a character is about twice as high as wide
 _BLOCKS = " ▄▀█"
 _SHADES = " .:-=+*#%@"
+_LIGHT = 64  # a block is lit from this mean level on: thin strokes stay whole
 
 
 def format_header(output_format: str, *, top_k: int) -> str:
-    """Returns what stands before all predictions; the table has no header."""
+    """Returns what stands before all predictions: only CSV has a header."""
     if output_format != "csv":
         return ""
-    columns = ["class", "probability"]
-    columns += [f"{name}_{i}" for i in range(2, top_k + 1) for name in columns[:2]]
-    return ",".join(["file", "index", *columns]) + "\n"
+    columns = ["file", "index", "class", "probability"]
+    for rank in range(2, top_k + 1):
+        columns += [f"class_{rank}", f"probability_{rank}"]
+    return ",".join(columns) + "\n"
 
 
 def format_predictions(
@@ -33,120 +37,110 @@ def format_predictions(
     classes: np.ndarray,
     probabilities: np.ndarray,
     *,
-    draw: str | None = None,
+    drawing: str | None = None,
 ) -> str:
     """Returns the predictions of a batch, each in lines of its own.
 
+    JSON: an object a line, with `file`, `index` (null for a file that is a picture),
+    `class` and `probability`; for k > 1 also `classes` and `probabilities`, lists of
+    k. CSV: the same in columns. In both a probability has all its digits.
+
     Args:
-      output_format: one of `FORMATS`. JSON: an object a line, with `file`, `index`
-        (null for a file that is a picture), `class`, `probability`; for k > 1 also
-        `classes` and `probabilities`, lists of k. CSV: the same as columns. In both
-        a probability has all digits that its float32 needs.
+      output_format: one of `FORMATS`.
       batch: what was classified.
       classes: integers [n, k], the most probable first.
       probabilities: float32 [n, k], theirs.
-      draw: for the table: None, or draw each picture as `blocks` (Unicode) or
-        `ascii`.
+      drawing: how the table shows the images: None (not), `blocks` or `ascii`.
     """
-    format_batch = {"table": _format_table, "json": _format_json, "csv": _format_csv}
-    if output_format == "table" and draw is not None:
-        return _format_drawn_table(batch, classes, probabilities, draw)
-    return format_batch[output_format](batch, classes, probabilities)
+    if output_format == "json":
+        return _format_json(batch, classes, probabilities)
+    if output_format == "csv":
+        return _format_csv(batch, classes, probabilities)
+    return _format_table(batch, classes, probabilities, drawing)
 
 
-def _format_json(batch: Batch, classes: np.ndarray, probabilities: np.ndarray) -> str:
-    lines = []
-    for file, index, best, chances in zip(
+# File, index, the k classes, their probabilities.
+_Row = tuple[str, int | None, list[int], list[float]]
+
+
+def _rows(
+    batch: Batch, classes: np.ndarray, probabilities: np.ndarray
+) -> Iterator[_Row]:
+    return zip(
         batch.files,
         batch.indices,
         classes.tolist(),
         probabilities.tolist(),
         strict=True,
-    ):
-        record = {"file": file, "index": index}
-        record |= {"class": best[0], "probability": chances[0]}
-        if len(best) > 1:
-            record |= {"classes": best, "probabilities": chances}
+    )
+
+
+def _format_json(batch: Batch, classes: np.ndarray, probabilities: np.ndarray) -> str:
+    lines = []
+    for file, index, labels, chances in _rows(batch, classes, probabilities):
+        record: dict[str, object] = {"file": file, "index": index}
+        record |= {"class": labels[0], "probability": chances[0]}
+        if len(labels) > 1:
+            record |= {"classes": labels, "probabilities": chances}
         lines.append(json.dumps(record) + "\n")
     return "".join(lines)
 
 
 def _format_csv(batch: Batch, classes: np.ndarray, probabilities: np.ndarray) -> str:
     text = io.StringIO()
-    # A None becomes an empty field.
     csv.writer(text, lineterminator="\n").writerows(
-        [file, index, *(value for pair in zip(best, chances) for value in pair)]
-        for file, index, best, chances in zip(
-            batch.files,
-            batch.indices,
-            classes.tolist(),
-            probabilities.tolist(),
-            strict=True,
-        )
+        [file, index, *itertools.chain(*zip(labels, chances, strict=True))]
+        for file, index, labels, chances in _rows(batch, classes, probabilities)
     )
     return text.getvalue()
 
 
-def _format_table(batch: Batch, classes: np.ndarray, probabilities: np.ndarray) -> str:
-    lines = [
-        "  ".join([*_guesses(best, chances), name])
-        for name, best, chances in zip(
-            _names(batch), classes, probabilities, strict=True
-        )
-    ]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _format_drawn_table(
-    batch: Batch, classes: np.ndarray, probabilities: np.ndarray, draw: str
+def _format_table(
+    batch: Batch,
+    classes: np.ndarray,
+    probabilities: np.ndarray,
+    drawing: str | None,
 ) -> str:
     lines = []
-    for name, image, best, chances in zip(
-        _names(batch), batch.images, classes, probabilities, strict=True
-    ):
-        drawing = draw_picture(image, draw)
-        beside = [name, *_guesses(best, chances)]
-        height = max(len(drawing), len(beside))
-        drawing += [" " * _PICTURE_SIDE] * (height - len(drawing))
-        beside += [""] * (height - len(beside))
-        lines += [f"{a}  {b}".rstrip() for a, b in zip(drawing, beside, strict=True)]
-        lines.append("")
+    rows = _rows(batch, classes, probabilities)
+    for image, (file, index, labels, chances) in zip(batch.images, rows, strict=True):
+        # What would control the terminal is escaped.
+        name = file if file.isprintable() else repr(file)
+        name += "" if index is None else f"[{index}]"
+        guesses = [
+            f"{label:>5}  {chance:>7.2%}"
+            for label, chance in zip(labels, chances, strict=True)
+        ]
+        if drawing is None:
+            lines.append("  ".join([*guesses, name]))
+        else:
+            drawn = draw_image(image, drawing)
+            lines += _side_by_side(drawn, [f"  {name}", *guesses])
+            lines.append("")
     return "".join(f"{line}\n" for line in lines)
 
 
-def draw_picture(image: np.ndarray, draw: str) -> list[str]:
-    """Draws a picture with characters, light ones on the dark of the terminal.
+def draw_image(image: np.ndarray, drawing: str) -> list[str]:
+    """Draws an image with characters, for a terminal that is light on dark.
 
     Args:
       image: uint8 [height, width, 1 or 3].
-      draw: `blocks`, two pixels a character, or `ascii`, shades.
+      drawing: `blocks`, two pixels a character, or `ascii`, shades.
 
     Returns:
-      7 lines of 14 characters, which are about a square.
+      7 lines of 14 characters, which look about square.
     """
-    grey = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
-    rows = _PICTURE_SIDE // 2
-    if draw == "ascii":
-        small = grey.convert("L").resize((_PICTURE_SIDE, rows), Image.Resampling.BOX)
-        shades = np.asarray(small).astype(int) * len(_SHADES) // 256
-        return ["".join(_SHADES[s] for s in row) for row in shades]
-    small = grey.convert("L").resize((_PICTURE_SIDE,) * 2, Image.Resampling.BOX)
-    is_light = np.asarray(small) > 90
-    upper, lower = is_light[::2], is_light[1::2]
-    return ["".join(_BLOCKS[b] for b in row) for row in 2 * upper + lower]
+    grey = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("L")
+    if drawing == "ascii":
+        small = grey.resize((_DRAWING_WIDTH, _DRAWING_HEIGHT), Image.Resampling.BOX)
+        levels = np.asarray(small, np.int64) * len(_SHADES) // 256
+        return ["".join(_SHADES[level] for level in row) for row in levels]
+    small = grey.resize((_DRAWING_WIDTH, 2 * _DRAWING_HEIGHT), Image.Resampling.BOX)
+    is_light = np.asarray(small) >= _LIGHT
+    blocks = 2 * is_light[::2] + is_light[1::2]
+    return ["".join(_BLOCKS[block] for block in row) for row in blocks]
 
 
-def _guesses(classes: np.ndarray, probabilities: np.ndarray) -> list[str]:
-    return [
-        f"{label:>5}  {probability:>8.2%}"
-        for label, probability in zip(classes, probabilities, strict=True)
-    ]
-
-
-def _names(batch: Batch) -> list[str]:
-    """Names as they can be shown: what would control the terminal is escaped."""
-    return [
-        (file if file.isprintable() else repr(file))
-        + ("" if index is None else f"[{index}]")
-        for file, index in zip(batch.files, batch.indices, strict=True)
-    ]
+def _side_by_side(left: list[str], right: list[str]) -> list[str]:
+    pairs = itertools.zip_longest(left, right, fillvalue="")
+    return [f"{a:{_DRAWING_WIDTH}}{b}".rstrip() for a, b in pairs]

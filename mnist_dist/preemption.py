@@ -9,6 +9,10 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self.listen()
+
+    def listen(self) -> None:
+        """Handles the signals, also after someone else has taken them over."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._note)
 

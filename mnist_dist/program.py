@@ -4,12 +4,13 @@ import contextlib
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
 
-from mnist_dist.errors import InputError, RunError
+from mnist_dist.errors import InputError, PeerError, RunError
 
 EXIT_FAILED = 1
 EXIT_INPUT = 2  # wrong flags, configuration or data: never worth retrying
@@ -17,14 +18,20 @@ EXIT_STOPPED = 143  # stopped after saving: run it again and it goes on
 
 
 def run(
-    main: Callable[[Sequence[str]], int | None], *, takes_arguments: bool = False
+    main: Callable[[Sequence[str]], int | None],
+    *,
+    takes_arguments: bool = False,
+    leaves_at_once: bool = False,
 ) -> None:
     """Runs `main` on the parsed command line and exits with its code.
 
     What is left of it after the flags is an error unless `takes_arguments`.
 
     Wrong flags and every `InputError` become one line on standard error, exit 2;
-    every `RunError` one line, exit 1.
+    every `RunError` one line, exit 1; every `PeerError` one line, exit 143.
+
+    With `leaves_at_once` nothing is torn down at the end: a worker's TensorFlow takes
+    seconds for that, and more if another worker is gone.
     """
     # Before TensorFlow is imported, which reads them then.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -43,10 +50,22 @@ def run(
             _fail(error, EXIT_INPUT)
         except RunError as error:
             _fail(error, EXIT_FAILED)
+        except PeerError as error:
+            _fail(error, EXIT_STOPPED)
         except KeyboardInterrupt:
             sys.exit(130)
 
-    app.run(guarded, flags_parser=_parse)
+    try:
+        app.run(guarded, flags_parser=_parse)
+    except SystemExit as end:
+        if leaves_at_once and (end.code is None or isinstance(end.code, int)):
+            _leave(end.code or 0)
+        raise
+    except BaseException:
+        if leaves_at_once:
+            traceback.print_exc()
+            _leave(EXIT_FAILED)
+        raise
 
 
 @contextlib.contextmanager
@@ -69,6 +88,13 @@ def quiet_imports() -> Iterator[None]:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def _leave(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
+    os._exit(code)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -26,13 +26,14 @@ def describe_run(
 ) -> str:
     """Returns the plan of a run, a line for each thing that was decided."""
     replicas = strategy.num_replicas_in_sync
-    devices = [
-        d.removeprefix("/job:localhost").removeprefix("/replica:0/task:0")
-        for d in strategy.extended.worker_devices
-    ]
+    devices = [f"/{d.rpartition('/')[2]}" for d in strategy.extended.worker_devices]
+    workers = replicas // len(devices)
+    # What TensorFlow calls it inside.
+    name = type(strategy).__name__.replace("CollectiveAllReduce", "MultiWorkerMirrored")
     lines = {
         "devices": ", ".join(devices),
-        "strategy": f"{type(strategy).__name__}, {_count(replicas, 'replica')}, "
+        "strategy": f"{name}, {_count(replicas, 'replica')}"
+        f"{f' on {workers} workers' if workers > 1 else ''}, "
         f"XLA {'on' if use_xla else 'off'}",
         "data": f"{dataset.source}: {len(dataset.train.labels):,} training images "
         f"{'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes, "
@@ -50,10 +51,10 @@ def describe_run(
     return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
 
 
-def describe_stop(model_dir: str, step: int, signal_name: str) -> str:
+def describe_stop(model_dir: str, step: int, signal_name: str | None) -> str:
     """Returns the last words of a run that a signal stopped."""
     return (
-        f"stopped by {signal_name} at step {step:,} and saved; the same command goes "
+        f"stopped by {signal_name or 'a signal to another worker'} at step {step:,} and saved; the same command goes "
         f"on from there (--model_dir={model_dir})"
     )
 

@@ -19,7 +19,7 @@ from mnist_dist.train_state import TrainState
 
 LOSS_SCALE_PERIOD = 2000  # finite steps after which the loss scale doubles
 
-TrainLoop = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], None]
+TrainLoop = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 EvaluateLoop = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
 
 
@@ -53,10 +53,15 @@ def create_train_loop(
       use_xla: compile the whole loop (one replica) or the two halves of a step.
 
     Returns:
-      `train_loop(images, labels, indices, num_steps)`: images uint8 [n, height,
-      width, channels] and labels int32 [n] on every replica, indices int32 [steps,
-      global_batch_size] into them, of which the first `num_steps` rows are taken.
-      It adds to `state.step` and `state.sums`.
+      `train_loop(images, labels, indices, num_steps, wishes)`: images uint8 [n,
+      height, width, channels] and labels int32 [n] on every replica, indices int32
+      [steps, global_batch_size] into them, of which the first `num_steps` rows are
+      taken. It adds to `state.step` and `state.sums`.
+
+      `wishes` are this worker's, float32 [2]: more than 0 if the run should stop; how
+      many steps the next call should take. They ride in the steps' all-reduce, and
+      what all workers agree on is returned in the same form: the sum of the first,
+      and the chief's second.
 
     Raises:
       InputError: the global batch does not divide by the number of replicas.
@@ -170,8 +175,11 @@ def create_train_loop(
         return new_parameters, new_statistics, new_slots, new_ema, is_finite
 
     def replica_step(
-        images: tf.Tensor, labels: tf.Tensor, batch_indices: tf.Tensor
-    ) -> None:
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        batch_indices: tf.Tensor,
+        wishes: tf.Tensor,
+    ) -> tf.Tensor:
         replica = tf.distribute.get_replica_context()
         replica_id = tf.cast(replica.replica_id_in_sync_group, tf.int32)
         first = replica_id * per_replica_batch
@@ -190,7 +198,9 @@ def create_train_loop(
             first_position,
             scale,
         )
-        reduced = all_reduce_sum(replica, shares)
+        is_first = tf.cast(replica_id == 0, tf.float32)
+        wishes *= tf.stack([1.0, is_first])
+        *reduced, agreed = all_reduce_sum(replica, [*shares, wishes])
         *new_values, is_finite = updated(
             parameters,
             statistics,
@@ -209,16 +219,25 @@ def create_train_loop(
         _add_to_sums(state, reduced[-2], reduced[-1], is_finite, global_batch_size)
         if state.loss_scale is not None:
             state.loss_scale.assign(_next_loss_scale(state.loss_scale, is_finite))
+        return agreed
 
     @tf.function(jit_compile=compile_loop)
     def train_loop(
-        images: tf.Tensor, labels: tf.Tensor, indices: tf.Tensor, num_steps: tf.Tensor
-    ) -> None:
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        indices: tf.Tensor,
+        num_steps: tf.Tensor,
+        wishes: tf.Tensor,
+    ) -> tf.Tensor:
         # Not `for row in tf.range`: XLA would compile anew for each number of steps.
-        row = tf.constant(0)
+        row, agreed = tf.constant(0), wishes
         while row < num_steps:
-            strategy.run(replica_step, args=(images, labels, indices[row]))
+            per_replica = strategy.run(
+                replica_step, args=(images, labels, indices[row], wishes)
+            )
+            agreed = strategy.experimental_local_results(per_replica)[0]
             row += 1
+        return agreed
 
     return train_loop
 

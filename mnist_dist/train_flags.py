@@ -1,6 +1,7 @@
 """The flags of `train`, and what can be checked before TensorFlow is imported."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -43,10 +44,26 @@ _enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Of the computatio
 _enum("enable_xla", "auto", ["auto", "on", "off"], "Compile the device loop.")
 
 # On what.
-_enum("distribution_strategy", "auto", ["auto", "one_device", "mirrored"], "Strategy.")
+_enum(
+    "distribution_strategy",
+    "auto",
+    ["auto", "one_device", "mirrored", "multi_worker_mirrored"],
+    "auto: by the number of devices and workers.",
+)
 _int("num_gpus", -1, "GPUs to use; -1: all.", lower_bound=-1)
 _int("logical_cpus", 1, "Devices to split the CPU into.", lower_bound=1)
-_enum("all_reduce_alg", "auto", ["auto", "nccl", "hierarchical_copy"], "Of mirrored.")
+_enum(
+    "all_reduce_alg",
+    "auto",
+    ["auto", "nccl", "hierarchical_copy", "ring"],
+    "Of several GPUs: nccl or hierarchical_copy in one worker, nccl or ring in several.",
+)
+
+# With whom. Without these flags TF_CONFIG or Slurm may tell.
+_string("worker_hosts", None, "host:port of every worker, by rank, with commas.")
+_int("task_index", None, "This worker's place in --worker_hosts.", lower_bound=0)
+_float("cluster_timeout", 300.0, "Seconds to wait for all workers.", lower_bound=1)
+_float("peer_timeout", 10.0, "Silent seconds that make a worker lost.", lower_bound=1)
 
 # What happens at which steps.
 _int("eval_interval", None, "Steps; default one epoch.", lower_bound=1)
@@ -127,6 +144,26 @@ _SHAPING = [
 ]
 
 
+# What a worker may have otherwise than the chief: places on its disk, and itself.
+_OWN = ["model_dir", "data_dir", "export_dir", "init_from", "restore", "overwrite"]
+_OWN += ["override_config", "worker_hosts", "task_index", "progress"]
+
+
+def parse(args: Sequence[str]) -> None:
+    """Parses and checks a command line of flags alone.
+
+    Raises:
+      InputError: it is wrong.
+    """
+    try:
+        rest = FLAGS(["train", *args])[1:]
+    except flags.Error as error:
+        raise InputError(str(error)) from None
+    if rest:
+        raise InputError(f"unexpected argument {rest[0]!r}: flags begin with --")
+    check_flags()
+
+
 def values() -> dict[str, object]:
     """Returns the value of every flag of this file, by name."""
     return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
@@ -135,6 +172,11 @@ def values() -> dict[str, object]:
 def shaping() -> dict[str, object]:
     """Returns those values that must not change when a run goes on."""
     return {name: FLAGS[name].value for name in _SHAPING}
+
+
+def shared() -> dict[str, object]:
+    """Returns those values that must be the same on all workers."""
+    return {name: value for name, value in values().items() if name not in _OWN}
 
 
 def pick(names: str) -> dict[str, Any]:

@@ -8,11 +8,14 @@ import tensorflow as tf
 
 from mnist_dist import checkpoints
 from mnist_dist.checkpoints import CheckpointWriter
+from mnist_dist.cluster import Cluster
 from mnist_dist.data import Dataset, ExampleStream
 from mnist_dist.device_data import DeviceSplit
+from mnist_dist.distribution import broadcast_from_chief
 from mnist_dist.errors import RunError
 from mnist_dist.evaluation import Evaluation, evaluate
 from mnist_dist.optimizers import Schedule
+from mnist_dist.preemption import StopRequest
 from mnist_dist.progress import Progress
 from mnist_dist.run_directory import best_dir, checkpoint_dir
 from mnist_dist.run_plan import RunPlan
@@ -30,6 +33,10 @@ class TrainingRun:
 
     Whatever `train_until_next_event` is given to do in one call, the results are
     the same to the last bit: the device loop adds up in the order of the steps.
+
+    Several workers each have one and call the same methods in the same order: what
+    the order hangs on is the same for all, as it came from the chief or through an
+    all-reduce. The chief alone reads and writes `model_dir`.
     """
 
     def __init__(
@@ -37,6 +44,8 @@ class TrainingRun:
         *,
         model_dir: str,
         plan: RunPlan,
+        cluster: Cluster,
+        stop: StopRequest,
         dataset: Dataset,
         strategy: tf.distribute.Strategy,
         state: TrainState,
@@ -53,6 +62,9 @@ class TrainingRun:
         self.state = state
         self.step = 0
         self.last_evaluation: Evaluation | None = None
+        self._strategy = strategy
+        self._cluster = cluster
+        self._stop = stop
         self._train_loop = train_loop
         self._evaluate_loop = evaluate_loop
         self._train_data = DeviceSplit(strategy, dataset.train, is_resident=is_resident)
@@ -77,30 +89,40 @@ class TrainingRun:
             call_bytes = self._train_data.bytes_per_example * global_batch_size
             self._rows = max(min(self._rows, MAX_STREAMED_BYTES // call_bytes), 1)
         self._steps_per_call = float(self._rows if plan.steps_per_loop else 1)
+        self._next_steps_per_call = self._steps_per_call
+        self._is_told_to_stop = False
         self._train_seconds, self._train_examples = 0.0, 0
 
     def start(self, arrays: checkpoints.Arrays | None) -> None:
         """Compiles the loop, and continues from a checkpoint's arrays, if any.
 
-        What the directory holds of later steps is dropped or set aside.
+        Of several workers the chief has the arrays, and sends them to the others. What
+        the directory holds of later steps is dropped or set aside.
         """
-        if arrays is not None:
-            self.state.from_arrays(arrays)
-        self.step = int(self.state.step.numpy())
-        directories = checkpoint_dir(self.model_dir), best_dir(self.model_dir)
-        for directory in directories:
-            checkpoints.remove_unfinished(directory)
-            checkpoints.set_aside_later(directory, self.step)
-        if self.step in checkpoints.list_checkpoints(directories[0]):
-            self._saved_step = self.step
-        self.log = RunLog(self.model_dir, resume_step=self.step)
-        if arrays is not None:
-            self._restore_best(arrays)
-        self._train_loop(*self._train_data.feed(self._indices(0)), tf.constant(0))
+        has_eval = False
+        if self._cluster.is_chief:
+            if arrays is not None:
+                self.state.from_arrays(arrays)
+            self.step = int(self.state.step.numpy())
+            self._open_directory(arrays)
+            has_eval = self.log.has_eval(self.step)
+        shared = broadcast_from_chief(
+            self._strategy,
+            self.state.to_arrays() | self._best() | {"has_eval": np.array(has_eval)},
+        )
+        self.state.from_arrays(shared)
+        self.step = int(shared["step"])
+        self._take_best(shared)
+        self._evaluated_step = self.step if shared["has_eval"] else -1
+        self._train_loop(
+            *self._train_data.feed(self._indices(0)), tf.constant(0), tf.zeros([2])
+        )
         self.progress = Progress(
             total_steps=self.plan.total_steps,
             first_step=self.step,
-            stream=sys.stdout if self._show_progress else None,
+            stream=sys.stdout
+            if self._show_progress and self._cluster.is_chief
+            else None,
         )
 
     def specs(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -125,6 +147,16 @@ class TrainingRun:
             or (0 < patience <= self._evaluations_since_best)
         )
 
+    def is_evaluated(self) -> bool:
+        """Whether the weights of this step were evaluated, by this start or before."""
+        return self._evaluated_step == self.step
+
+    def is_stopping(self) -> bool:
+        """Whether a signal is to end the run, as all workers know after a call."""
+        if self._cluster.num_workers > 1:
+            return self._is_told_to_stop
+        return self._stop.signal_name is not None
+
     def train_until_next_event(self) -> None:
         """Runs one call of the device loop, which ends at the next event at latest."""
         num_steps = min(
@@ -132,12 +164,15 @@ class TrainingRun:
             self._rows,
             self.plan.steps_to_next_event(self.step),
         )
-        profile_first, profile_last = self.plan.profile_steps or (None, None)
+        profile_first, profile_last = (
+            self.plan.profile_steps if self._cluster.is_chief else None
+        ) or (None, None)
         if self.step == profile_first:
             tf.profiler.experimental.start(f"{self.model_dir}/train")
         feed = self._train_data.feed(self._indices(num_steps))
+        wishes = [float(self._stop.signal_name is not None), self._next_steps_per_call]
         began = time.perf_counter()
-        self._train_loop(*feed, tf.constant(num_steps))
+        agreed = self._train_loop(*feed, tf.constant(num_steps), tf.constant(wishes))
         self.step = int(self.state.step.numpy())  # waits for the device
         seconds = time.perf_counter() - began
         if self.step == profile_last:
@@ -147,10 +182,15 @@ class TrainingRun:
         self._train_examples += num_steps * self._global_batch_size
         if not self.plan.steps_per_loop:
             fitting = num_steps * SECONDS_PER_CALL / max(seconds, 1e-6)
-            self._steps_per_call = max(min(fitting, 8 * self._steps_per_call), 1.0)
+            fitting = max(min(fitting, 8 * self._steps_per_call), 1.0)
+            self._next_steps_per_call = fitting
+            # Workers must run the same steps: the chief's wish, which they know later.
+            self._steps_per_call = (
+                float(agreed[1]) if self._cluster.num_workers > 1 else fitting
+            )
+        self._is_told_to_stop = bool(agreed[0] > 0)
         streak = int(self.state.nonfinite_streak.numpy())
         if streak >= self.plan.max_nonfinite_steps:
-            self.close()
             raise RunError(
                 f"steps {self.step - streak} to {self.step - 1} were skipped, their "
                 "loss or gradients were not finite; the last good checkpoint is kept"
@@ -163,6 +203,8 @@ class TrainingRun:
         examples = max(sums["examples"], 1.0)
         rate = self._train_examples / max(self._train_seconds, 1e-9)
         self._train_seconds, self._train_examples = 0.0, 0
+        if not self._cluster.is_chief:
+            return
         metrics = {
             "epoch": self._epoch(),
             "loss": sums["loss"] / examples,
@@ -184,6 +226,14 @@ class TrainingRun:
             self._evaluate_loop, self._eval_data, num_replicas=self._num_replicas
         )
         self.last_evaluation = result
+        self._evaluated_step = self.step
+        self._evaluations_since_best += 1
+        is_best = result.accuracy > self._best_accuracy
+        if is_best:
+            self._best_accuracy, self._best_step = result.accuracy, self.step
+            self._evaluations_since_best = 0
+        if not self._cluster.is_chief:
+            return
         self.log.write_eval(
             step=self.step,
             epoch=self._epoch(),
@@ -192,10 +242,7 @@ class TrainingRun:
             split=self._eval_split,
             num_examples=result.num_examples,
         )
-        self._evaluations_since_best += 1
-        if result.accuracy > self._best_accuracy:
-            self._best_accuracy, self._best_step = result.accuracy, self.step
-            self._evaluations_since_best = 0
+        if is_best:
             self._write(best_dir(self.model_dir), max_to_keep=1)
         self.progress.message(
             f"step {self.step:,}  {self._eval_split} accuracy {result.accuracy:.2%}  "
@@ -204,7 +251,7 @@ class TrainingRun:
 
     def save(self) -> None:
         """Begins to write a checkpoint of this step, unless there is one."""
-        if self.step in (0, self._saved_step):
+        if self.step in (0, self._saved_step) or not self._cluster.is_chief:
             return
         self._write(checkpoint_dir(self.model_dir), max_to_keep=self.plan.max_to_keep)
         self._saved_step = self.step
@@ -214,8 +261,20 @@ class TrainingRun:
         try:
             self._writer.close()
         finally:
-            self.log.close()
+            if self._cluster.is_chief:
+                self.log.close()
             self.progress.close()
+
+    def _open_directory(self, arrays: checkpoints.Arrays | None) -> None:
+        directories = checkpoint_dir(self.model_dir), best_dir(self.model_dir)
+        for directory in directories:
+            checkpoints.remove_unfinished(directory)
+            checkpoints.set_aside_later(directory, self.step)
+        if self.step in checkpoints.list_checkpoints(directories[0]):
+            self._saved_step = self.step
+        self.log = RunLog(self.model_dir, resume_step=self.step)
+        if arrays is not None:
+            self._restore_best(arrays)
 
     def _restore_best(self, arrays: checkpoints.Arrays) -> None:
         """Takes the best so far over, if the checkpoint that it belongs to is there."""
@@ -223,11 +282,14 @@ class TrainingRun:
         directory = best_dir(self.model_dir)
         is_kept = best_step in checkpoints.list_checkpoints(directory)
         if is_kept or best_step == self.step:
-            self._best_accuracy = float(arrays["best/accuracy"])
-            self._best_step = best_step
-            self._evaluations_since_best = int(arrays["best/evaluations_since"])
+            self._take_best(arrays)
         if best_step == self.step and not is_kept:
             self._write(directory, max_to_keep=1)
+
+    def _take_best(self, arrays: checkpoints.Arrays) -> None:
+        self._best_accuracy = float(arrays["best/accuracy"])
+        self._best_step = int(arrays["best/step"])
+        self._evaluations_since_best = int(arrays["best/evaluations_since"])
 
     def _write(self, directory: str, *, max_to_keep: int) -> None:
         self.log.flush()  # what a checkpoint follows must not get lost before it

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mnist_dist.__main__ import VERBS
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(set(re.findall(r"launch/local\.sh[^`\n;]*", README)))
@@ -67,7 +69,9 @@ def test_verbs_are_dispatched():
     assert run("--version").stdout.startswith("mnist-dist 0.")
     wrong = run("trian")
     assert wrong.returncode == 2
-    assert wrong.stderr == "mnist-dist: error: found verb 'trian', expected train\n"
+    assert wrong.stderr == (
+        f"mnist-dist: error: found verb 'trian', expected {', '.join(VERBS)}\n"
+    )
     without_directory = run("train")
     assert without_directory.returncode == 2
     assert without_directory.stderr.count("\n") == 1

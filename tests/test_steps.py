@@ -13,6 +13,7 @@ from mnist_dist.steps import create_evaluate_loop, create_train_loop
 from mnist_dist.train_state import TrainState
 
 SHAPE, CLASSES, BATCH = (12, 12, 1), 5, 24
+NO_WISHES = tf.zeros([2])
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,9 @@ def train(strategy, split, state, loop, *, num_steps=6, first=0, is_resident=Tru
     data = DeviceSplit(strategy, split, is_resident=is_resident)
     stream = ExampleStream(num_examples=len(split.labels), seed=7)
     indices = stream.indices(first * BATCH, num_steps * BATCH)
-    loop(*data.feed(indices.reshape(num_steps, BATCH)), tf.constant(num_steps))
+    loop(
+        *data.feed(indices.reshape(num_steps, BATCH)), tf.constant(num_steps), NO_WISHES
+    )
     return state.to_arrays()
 
 

@@ -69,7 +69,7 @@ def ours(name: str, images: np.ndarray, labels: np.ndarray, batch: int) -> Peer:
     indices = np.arange(steps * batch, dtype=np.int32).reshape(steps, batch)
 
     def run() -> keras.Model:
-        loop(*data, tf.constant(indices), tf.constant(steps))
+        loop(*data, tf.constant(indices), tf.constant(steps), tf.zeros([2]))
         state.step.numpy()  # waits for the device
         return model
 

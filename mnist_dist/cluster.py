@@ -1,0 +1,505 @@
+"""Which workers are there, which one is this, and are they all up?
+
+The first that applies: `--worker_hosts`, `TF_CONFIG`, Slurm's environment, else one
+worker alone. Nothing here needs TensorFlow.
+
+The cluster port of a worker is open to whoever can reach it, without a password or
+encryption, as long as the worker lives: TensorFlow listens on all interfaces. Keep it
+inside a private network.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import os
+import re
+import socket
+import socketserver
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any
+
+from mnist_dist.errors import InputError, PeerError
+
+PORT_WARNING = (
+    "the cluster port is unauthenticated and open on all interfaces: whoever reaches "
+    "it controls this process; keep it inside a private network"
+)
+
+_FIRST_SLURM_PORT, _NUM_SLURM_PORTS = 20_000, 10_000
+_MAX_MESSAGE = 1 << 20  # bytes a peer may send
+_PORT_PATIENCE = 5.0  # seconds a port may take to be free after a restart
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The workers of a run, as one of them sees it.
+
+    Attributes:
+      source: where this was read.
+      workers: `host:port` of every worker by rank; the first is the chief. Empty
+        for one worker that was not told of any.
+      rank: of this worker.
+      is_evaluator: this process is no worker, it follows the run and evaluates.
+      has_own_gpus: the GPUs that this worker sees are not for others on its host.
+    """
+
+    source: str
+    workers: tuple[str, ...] = ()
+    rank: int = 0
+    is_evaluator: bool = False
+    has_own_gpus: bool = True
+
+    @property
+    def num_workers(self) -> int:
+        """Number of workers, at least 1."""
+        return max(len(self.workers), 1)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this is the worker that writes."""
+        return self.rank == 0 and not self.is_evaluator
+
+    @property
+    def host_peers(self) -> list[int]:
+        """Ranks of the workers on this worker's host, its own among them."""
+        hosts = [split_address(worker)[0] for worker in self.workers]
+        return [r for r, host in enumerate(hosts) if host == hosts[self.rank]] or [0]
+
+    def describe(self) -> str:
+        """Returns one line: source, peers, rank, chief."""
+        if self.is_evaluator:
+            return f"{self.source}: evaluator of {', '.join(self.workers)}"
+        if self.num_workers == 1:
+            return f"{self.source}: one worker"
+        return (
+            f"{self.source}: worker {self.rank} of {self.num_workers} "
+            f"({', '.join(self.workers)}); worker 0 is chief"
+            + (", this one" if self.is_chief else "")
+        )
+
+
+def find_cluster(
+    environ: Mapping[str, str] = os.environ,
+    *,
+    worker_hosts: str | None = None,
+    task_index: int | None = None,
+) -> Cluster:
+    """Finds the workers of this run and this worker's place among them.
+
+    Args:
+      environ: where `TF_CONFIG` and Slurm's variables are looked up.
+      worker_hosts: `host:port,host:port,...`, or None.
+      task_index: this worker's place in `worker_hosts`.
+
+    Raises:
+      InputError: what was found describes no cluster.
+    """
+    # Whoever sets it means this one process.
+    has_own_gpus = bool(environ.get("CUDA_VISIBLE_DEVICES"))
+    if worker_hosts:
+        workers = _checked(worker_hosts.split(","), name="--worker_hosts")
+        if task_index is None:
+            raise InputError(
+                "--task_index: found nothing, expected this worker's place in "
+                f"--worker_hosts, 0 to {len(workers) - 1}"
+            )
+        rank = _checked_index(task_index, len(workers), name="--task_index")
+        return Cluster("--worker_hosts", workers, rank, has_own_gpus=has_own_gpus)
+    if task_index:
+        raise InputError(
+            f"--task_index: found {task_index} without --worker_hosts, expected both"
+        )
+    if environ.get("TF_CONFIG", "").strip():
+        return dataclasses.replace(
+            _from_tf_config(environ["TF_CONFIG"]), has_own_gpus=has_own_gpus
+        )
+    if (
+        "SLURM_STEP_NODELIST" in environ
+        and _slurm_number(environ, "SLURM_STEP_NUM_TASKS") > 1
+    ):
+        return _from_slurm(environ)
+    return Cluster("no cluster")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Splits `host:port` (an IPv6 host in brackets).
+
+    Raises:
+      ValueError: it is none.
+    """
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.%\w]+\]|[\w.-]+):(\d{1,5})", address)
+    if not match or not 0 < int(match[2]) < 1 << 16:
+        raise ValueError(address)
+    return match[1].strip("[]"), int(match[2])
+
+
+def _checked(addresses: Sequence[object], *, name: str) -> tuple[str, ...]:
+    checked: list[str] = []
+    for address in addresses:
+        try:
+            split_address(str(address).strip())
+        except ValueError:
+            raise InputError(
+                f"{name}: found {address!r}, expected host:port with a port from 1 "
+                "to 65535"
+            ) from None
+        checked.append(str(address).strip())
+    if len(set(checked)) < len(checked):
+        twice = next(a for a in checked if checked.count(a) > 1)
+        raise InputError(f"{name}: found {twice} twice, expected different addresses")
+    return tuple(checked)
+
+
+def _checked_index(index: object, count: int, *, name: str) -> int:
+    if isinstance(index, bool) or not re.fullmatch(r"\d+", str(index)):
+        raise InputError(f"{name}: found {index!r}, expected 0 to {count - 1}")
+    if int(str(index)) >= count:
+        raise InputError(
+            f"{name}: found {index}, expected 0 to {count - 1}: there are {count} workers"
+        )
+    return int(str(index))
+
+
+def _from_tf_config(text: str) -> Cluster:
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"TF_CONFIG: found {text[:60]!r}, expected JSON: {error}"
+        ) from None
+    cluster = config.get("cluster") if isinstance(config, dict) else None
+    if not isinstance(cluster, dict):
+        raise InputError(
+            'TF_CONFIG: found no cluster, expected {"cluster": {"worker": [...]}, '
+            '"task": {"type": ..., "index": ...}}'
+        )
+    unknown = cluster.keys() - {"chief", "worker", "evaluator"}
+    if unknown:
+        raise InputError(
+            f"TF_CONFIG: found {', '.join(sorted(unknown))} in its cluster, expected "
+            "chief, worker and evaluator"
+        )
+    jobs = {job: cluster.get(job, []) for job in ("chief", "worker")}
+    if not all(isinstance(addresses, list) for addresses in jobs.values()):
+        raise InputError("TF_CONFIG: a job's tasks are no list of host:port")
+    if len(jobs["chief"]) > 1:
+        raise InputError(
+            f"TF_CONFIG: found {len(jobs['chief'])} chiefs, expected one at most"
+        )
+    workers = _checked(jobs["chief"] + jobs["worker"], name="TF_CONFIG")
+    if not workers:
+        raise InputError("TF_CONFIG: found no worker in its cluster, expected some")
+
+    task = config.get("task")
+    if not isinstance(task, dict) or "type" not in task or "index" not in task:
+        raise InputError(
+            f"TF_CONFIG: found task {task!r}, expected its type and its index"
+        )
+    if task["type"] == "evaluator":
+        return Cluster("TF_CONFIG", workers, is_evaluator=True)
+    if task["type"] not in ("chief", "worker"):
+        raise InputError(
+            f"TF_CONFIG: found task type {task['type']!r}, expected chief, worker or "
+            "evaluator"
+        )
+    count = len(jobs[task["type"]])
+    rank = _checked_index(task["index"], count, name=f"TF_CONFIG: {task['type']} index")
+    return Cluster(
+        "TF_CONFIG", workers, rank + len(jobs["chief"]) * (task["type"] == "worker")
+    )
+
+
+def _from_slurm(environ: Mapping[str, str]) -> Cluster:
+    nodes = _node_names(environ["SLURM_STEP_NODELIST"])
+    tasks = _tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if len(tasks) != len(nodes):
+        raise InputError(
+            f"SLURM_STEP_TASKS_PER_NODE: found {len(tasks)} nodes, expected the "
+            f"{len(nodes)} of SLURM_STEP_NODELIST"
+        )
+    job = _slurm_number(environ, "SLURM_JOB_ID")
+    places = [(node, task) for node, n in enumerate(tasks) for task in range(n)]
+    # By rank, not by place on the node: unique even where nodes share an address. Far
+    # from the next job's, which may share the node.
+    workers = [
+        f"{nodes[node]}:{_FIRST_SLURM_PORT + (64 * job + rank) % _NUM_SLURM_PORTS}"
+        for rank, (node, _) in enumerate(places)
+    ]
+    rank = _checked_index(
+        _slurm_number(environ, "SLURM_PROCID"), len(workers), name="SLURM_PROCID"
+    )
+    place = tuple(_slurm_number(environ, n) for n in ("SLURM_NODEID", "SLURM_LOCALID"))
+    if place != places[rank]:
+        raise InputError(
+            f"SLURM_PROCID: found task {rank} as number {place[1]} of node {place[0]}, "
+            f"expected number {places[rank][1]} of node {places[rank][0]}: start the "
+            "step with --distribution=block"
+        )
+    bound = ("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_TRES_BIND")
+    return Cluster(
+        "Slurm", tuple(workers), rank, has_own_gpus=any(map(environ.get, bound))
+    )
+
+
+def _slurm_number(environ: Mapping[str, str], name: str) -> int:
+    text = environ.get(name, "")
+    if not re.fullmatch(r"\d+", text):
+        raise InputError(f"{name}: found {text!r}, expected a number, as Slurm sets it")
+    return int(text)
+
+
+def _node_names(node_list: str) -> list[str]:
+    command = ["scontrol", "show", "hostnames", node_list]
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise InputError(
+            f"SLURM_STEP_NODELIST: {' '.join(command)} failed: {error}; expected "
+            "Slurm's client on this node"
+        ) from error
+    return result.stdout.split()
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """`2(x3),1` -> [2, 2, 2, 1]."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not match:
+            raise InputError(
+                f"SLURM_STEP_TASKS_PER_NODE: found {text!r}, expected as in 2(x3),1"
+            )
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def meet_peers(
+    cluster: Cluster,
+    *,
+    greeting: Mapping[str, object],
+    timeout: float,
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> None:
+    """Returns when every worker has reached every other on its cluster port.
+
+    TensorFlow itself waits without end for a worker that does not come, and cannot
+    say for which. A worker listens on its own port and asks all others; it is done
+    when all have answered and all have asked, so nobody still needs it when it gives
+    the port to TensorFlow. All may start in any order.
+
+    Args:
+      cluster: with several workers.
+      greeting: what must be the same on all of them, as JSON values by name.
+      timeout: seconds.
+      is_stopping: whether to wait no longer.
+
+    Raises:
+      PeerError: a peer could not be reached, or could not reach this worker, or the
+        port is taken, or the wait was stopped.
+      InputError: a peer's greeting is another.
+    """
+    meeting = _Meeting(cluster, greeting=greeting)
+    deadline = time.monotonic() + timeout
+    with _listen(meeting, patience=min(_PORT_PATIENCE, timeout)):
+        for rank in meeting.peers:
+            threading.Thread(
+                target=meeting.ask, args=(rank, deadline), daemon=True
+            ).start()
+        meeting.wait(deadline, timeout=timeout, is_stopping=is_stopping)
+
+
+class _Meeting:
+    """What is known of the peers; its methods run in a thread for each peer."""
+
+    def __init__(self, cluster: Cluster, *, greeting: Mapping[str, object]) -> None:
+        self.cluster = cluster
+        self.peers = [r for r in range(cluster.num_workers) if r != cluster.rank]
+        self.message: dict[str, Any] = {
+            "workers": list(cluster.workers),
+            "rank": cluster.rank,
+            "greeting": json.loads(json.dumps(dict(greeting))),  # as it arrives
+        }
+        self._changed = threading.Condition()
+        self._answered: set[int] = set()
+        self._asked: set[int] = set()
+        self._trouble = dict.fromkeys(self.peers, "no answer")
+        self._difference: str | None = None
+
+    def ask(self, rank: int, deadline: float) -> None:
+        """Asks one peer until it answers."""
+        address = split_address(self.cluster.workers[rank])
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                with socket.create_connection(address, timeout=min(left, 5)) as peer:
+                    _send(peer, self.message)
+                    with peer.makefile("rb") as answer:
+                        message = _receive(answer)
+                if message.get("rank") != rank:
+                    raise ValueError("what listens there is no worker of this run")
+                self._note(self._answered, message)
+                return
+            except (OSError, ValueError) as error:
+                self._trouble[rank] = str(error)
+            time.sleep(0.1)
+
+    def reply(self, connection: socket.socket) -> None:
+        """Answers one connection; whoever is no peer gets nothing."""
+        connection.settimeout(5)
+        with contextlib.suppress(OSError, ValueError):
+            with connection.makefile("rb") as question:
+                message = _receive(question)
+            if message.get("rank") not in self.peers:
+                return
+            _send(connection, self.message)
+            self._note(self._asked, message)
+
+    def wait(
+        self, deadline: float, *, timeout: float, is_stopping: Callable[[], bool]
+    ) -> None:
+        """Returns when all have answered and asked."""
+        needed = set(self.peers)
+        with self._changed:
+            while time.monotonic() < deadline and not (
+                self._difference or self._answered == self._asked == needed
+            ):
+                if is_stopping():
+                    missing = needed - (self._answered & self._asked)
+                    names = [
+                        f"{r} ({self.cluster.workers[r]})" for r in sorted(missing)
+                    ]
+                    raise PeerError(
+                        f"stopped while waiting for worker {', '.join(names)}"
+                    )
+                self._changed.wait(0.2)
+            if self._difference:
+                raise InputError(self._difference)
+            for rank in sorted(needed - (self._answered & self._asked)):
+                name = f"worker {rank} ({self.cluster.workers[rank]})"
+                if rank in self._answered:
+                    raise PeerError(
+                        f"{name} answers, but has not reached this worker at "
+                        f"{self.cluster.workers[self.cluster.rank]} within {timeout:g} "
+                        "seconds (--cluster_timeout)"
+                    )
+                raise PeerError(
+                    f"{name} was not reached within {timeout:g} seconds "
+                    f"(--cluster_timeout): {self._trouble[rank]}"
+                )
+
+    def _note(self, ranks: set[int], message: dict) -> None:
+        mine, theirs = self.message, message
+        flat = {"--worker_hosts": (mine["workers"], theirs.get("workers"))}
+        greeting = theirs.get("greeting")
+        greeting = greeting if isinstance(greeting, dict) else {}
+        for name in sorted(mine["greeting"].keys() | greeting.keys()):
+            flat[name] = (mine["greeting"].get(name), greeting.get(name))
+        different = [
+            f"{name} is {json.dumps(a)} here, {json.dumps(b)} there"
+            for name, (a, b) in flat.items()
+            if a != b
+        ]
+        with self._changed:
+            ranks.add(message["rank"])
+            if different:
+                self._difference = (
+                    f"worker {message['rank']} was started otherwise than worker "
+                    f"{self.cluster.rank}: {'; '.join(different)}"
+                )
+            self._changed.notify_all()
+
+
+@contextlib.contextmanager
+def _listen(meeting: _Meeting, *, patience: float) -> Iterator[None]:
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            meeting.reply(self.request)
+
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address = True
+        daemon_threads = True
+        block_on_close = False
+        request_queue_size = 128
+        address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else 2
+
+        def server_bind(self) -> None:
+            if self.address_family == socket.AF_INET6:
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            super().server_bind()
+
+    workers, rank = meeting.cluster.workers, meeting.cluster.rank
+    port = split_address(workers[rank])[1]
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            server = Server(("", port), Handler)
+            break
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise PeerError(
+                    f"worker {rank} ({workers[rank]}) cannot listen on port {port} of "
+                    f"this host: {error.strerror or error}"
+                ) from error
+            time.sleep(0.2)
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _send(connection: socket.socket, message: dict) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _receive(file: IO[bytes]) -> dict:
+    message = json.loads(file.readline(_MAX_MESSAGE))
+    if not isinstance(message, dict):
+        raise ValueError("what listens there is no worker of this run")
+    return message
+
+
+@contextlib.contextmanager
+def exits_unless_done_within(seconds: float, *, code: int) -> Iterator[None]:
+    """Ends the process with `code` if the block takes longer.
+
+    While TensorFlow connects the workers no Python thread runs and no signal is
+    handled, so the C library's timer does it.
+    """
+    librt = ctypes.CDLL("librt.so.1", use_errno=True)
+    timer = ctypes.c_void_p()
+    event = _SigEvent(value=code, notify=_SIGEV_THREAD)
+    event.function = ctypes.cast(librt._exit, ctypes.c_void_p)
+    # CLOCK_MONOTONIC is 1. A timer is a struct of interval and value.
+    if librt.timer_create(1, ctypes.byref(event), ctypes.byref(timer)):
+        raise OSError(ctypes.get_errno(), "timer_create")
+    spec = (ctypes.c_long * 4)(0, 0, int(seconds), int(seconds % 1 * 1e9))
+    librt.timer_settime(timer, 0, ctypes.byref(spec), None)
+    try:
+        yield
+    finally:
+        librt.timer_delete(timer)
+
+
+_SIGEV_THREAD = 2
+
+
+class _SigEvent(ctypes.Structure):
+    """`struct sigevent` of the C library, 64 bytes."""
+
+    _fields_ = (
+        ("value", ctypes.c_long),
+        ("signo", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("function", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("padding", ctypes.c_byte * 32),
+    )

@@ -1,0 +1,340 @@
+"""Several workers on loopback: the results of one, and what faults do to them."""
+
+import ast
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mnist_dist.checkpoints import list_checkpoints, load_arrays
+
+COMMON = [
+    "--model=mlp",
+    "--global_batch_size=96",
+    "--lr_schedule=constant",
+    "--dropout=0.1",
+    "--eval_interval=40",
+    "--checkpoint_interval=40",
+    "--summary_interval=20",
+    "--noexport",
+]
+
+
+def free_hosts(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return ",".join(f"127.0.0.1:{s.getsockname()[1]}" for s in sockets)
+    finally:
+        for s in sockets:
+            s.close()
+
+
+@pytest.fixture
+def start(fork_server):
+    """Starts workers, each with a model_dir of its own; ends them after the test."""
+    processes = []
+
+    def start(model_dir, *flags, num_workers=2, ranks=None, own_flags=None):
+        hosts = free_hosts(num_workers)
+        group = []
+        for rank in range(num_workers) if ranks is None else ranks:
+            # No shared file system: only the chief may need the run's directory.
+            directory = model_dir if rank == 0 else model_dir / f"not-for-{rank}"
+            group.append(
+                fork_server.start(
+                    "mnist_dist.train",
+                    f"--model_dir={directory}",
+                    *(COMMON if num_workers == 1 else [*COMMON, "--peer_timeout=2"]),
+                    *flags,
+                    *((own_flags or {}).get(rank, [])),
+                    *([] if num_workers == 1 else [f"--worker_hosts={hosts}"]),
+                    *([] if num_workers == 1 else [f"--task_index={rank}"]),
+                )
+            )
+        processes.extend(group)
+        return group
+
+    yield start
+    for process in processes:
+        process.kill(signal.SIGKILL)
+
+
+def finish(group, code=0):
+    codes = [process.wait() for process in group]
+    assert codes == [code] * len(group), [p.stderr() for p in group]
+
+
+def final_arrays(model_dir):
+    directory = str(model_dir / "checkpoints")
+    return load_arrays(f"{directory}/ckpt-{list_checkpoints(directory)[0]}")
+
+
+def evaluations(model_dir):
+    records = map(json.loads, (model_dir / "metrics.jsonl").read_text().splitlines())
+    return [r for r in records if r["kind"] == "eval"]
+
+
+def assert_same_weights(found_dir, expected_dir):
+    found, expected = final_arrays(found_dir), final_arrays(expected_dir)
+    assert found["step"] == expected["step"]
+    weights = [name for name in expected if name.startswith(("model/", "ema/"))]
+    assert weights
+    for name in weights:
+        np.testing.assert_allclose(
+            found[name], expected[name], rtol=2e-3, atol=2e-4, err_msg=name
+        )
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory, fork_server):
+    """Undisturbed runs in one process, by model and steps."""
+    folder, done = tmp_path_factory.mktemp("one"), {}
+
+    def run(model="mlp", steps=120):
+        if (model, steps) not in done:
+            done[model, steps] = folder / f"{model}-{steps}"
+            process = fork_server.start(
+                "mnist_dist.train",
+                f"--model_dir={done[model, steps]}",
+                *COMMON,
+                f"--model={model}",
+                f"--train_steps={steps}",
+            )
+            finish([process])
+        return done[model, steps]
+
+    return run
+
+
+# A max pool that takes another pixel makes more of a rounding error than a product
+# does: of the cnn only so many steps are the same to float tolerance.
+@pytest.mark.parametrize(
+    ("model", "steps", "evaluated"), [("mlp", 120, [40, 80, 120]), ("cnn", 10, [10])]
+)
+def test_two_workers_give_the_results_of_one(
+    model, steps, evaluated, one_process, start, tmp_path
+):
+    group = start(tmp_path, f"--model={model}", f"--train_steps={steps}")
+    finish(group)
+    expected_dir = one_process(model, steps)
+    assert_same_weights(tmp_path, expected_dir)
+    found, expected = evaluations(tmp_path), evaluations(expected_dir)
+    assert [r["step"] for r in found] == [r["step"] for r in expected] == evaluated
+    for a, b in zip(found, expected, strict=True):
+        assert a["num_examples"] == 10_000
+        assert abs(a["accuracy"] - b["accuracy"]) < 2e-3
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=5e-3)
+    # The chief alone writes, and says what the run is.
+    assert not (tmp_path / "not-for-1").exists()
+    assert "worker 0 is chief, this one" in group[0].stdout()
+    assert "2 workers" in group[0].stdout()
+    assert group[0].stderr().count("unauthenticated") == 1
+    assert "worker 1 of 2" in group[1].stdout()
+    assert len(group[1].stdout().splitlines()) == 1
+    assert group[1].stderr() == ""
+
+
+def wait_for_step(model_dir, step, group):
+    deadline = time.monotonic() + 60
+    while max(list_checkpoints(str(model_dir / "checkpoints")), default=0) < step:
+        assert time.monotonic() < deadline, [p.stderr() for p in group]
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("rank", "number"),
+    [(0, signal.SIGTERM), (1, signal.SIGTERM), (0, signal.SIGINT), (1, signal.SIGUSR1)],
+)
+def test_signal_to_one_worker_stops_all_at_one_step(rank, number, start, tmp_path):
+    group = start(tmp_path, "--train_steps=100000")
+    wait_for_step(tmp_path, 40, group)
+    group[rank].kill(number)
+    finish(group, code=143)
+    lines = [process.stdout().splitlines()[-1] for process in group]
+    name = signal.Signals(number).name
+    assert f"stopped by {name} at step" in lines[rank]
+    assert "stopped by a signal to another worker at step" in lines[1 - rank]
+    stopped_at = {line.split(" at step ")[1].split()[0] for line in lines}
+    assert len(stopped_at) == 1
+    newest = list_checkpoints(str(tmp_path / "checkpoints"))[0]
+    assert stopped_at == {f"{newest:,}"}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_worker_ends_the_other_at_once_and_all_go_on(
+    rank, one_process, start, tmp_path
+):
+    group = start(tmp_path, "--train_steps=120", "--steps_per_loop=1")
+    wait_for_step(tmp_path, 40, group)
+    group[rank].kill(signal.SIGKILL)
+    began = time.monotonic()
+    assert group[1 - rank].wait() == 143
+    assert time.monotonic() - began < 2
+    message = group[1 - rank].stderr().splitlines()[-1]
+    assert f"train: error: worker {rank} is gone" in message
+    finish(start(tmp_path, "--train_steps=120"))
+    assert_same_weights(tmp_path, one_process())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_silent_worker_is_lost_after_the_peer_timeout(rank, start, tmp_path):
+    group = start(tmp_path, "--train_steps=100000")
+    wait_for_step(tmp_path, 40, group)
+    group[rank].kill(signal.SIGSTOP)
+    began = time.monotonic()
+    assert group[1 - rank].wait() == 143
+    assert time.monotonic() - began < 2 + 3
+    assert "is gone" in group[1 - rank].stderr().splitlines()[-1]
+    group[rank].kill(signal.SIGKILL)
+
+
+def test_missing_worker_is_named_in_time(start, tmp_path):
+    began = time.monotonic()
+    (chief,) = start(tmp_path, "--cluster_timeout=2", "--train_steps=40", ranks=[0])
+    assert chief.wait() == 143
+    assert time.monotonic() - began < 10
+    message = chief.stderr().splitlines()[-1]
+    assert "train: error: worker 1 (127.0.0.1:" in message
+    assert "was not reached within 2 seconds (--cluster_timeout)" in message
+    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+
+
+def test_signal_ends_the_wait_for_a_missing_worker(start, tmp_path):
+    (chief,) = start(tmp_path, "--train_steps=40", ranks=[0])
+    deadline = time.monotonic() + 30
+    while "worker 0 is chief" not in chief.stdout():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.5)
+    began = time.monotonic()
+    chief.kill(signal.SIGTERM)
+    assert chief.wait() == 143
+    assert time.monotonic() - began < 5
+    assert "stopped while waiting for worker 1 (127.0.0.1:" in chief.stderr()
+
+
+def test_workers_started_otherwise_are_refused(start, tmp_path):
+    group = start(tmp_path, "--train_steps=40", own_flags={1: ["--seed=2"]})
+    finish(group, code=2)
+    for rank, process in enumerate(group):
+        (message,) = process.stderr().splitlines()
+        assert f"worker {1 - rank} was started otherwise" in message
+        assert f"seed is {1 + rank} here, {2 - rank} there" in message
+
+
+def test_wrong_input_of_the_chief_ends_all_with_its_reason(start, tmp_path):
+    finish(start(tmp_path, "--train_steps=40"))
+    group = start(tmp_path, "--train_steps=80", "--learning_rate=1")
+    assert [process.wait() for process in group] == [2, 143]
+    assert "--learning_rate: found 1.0" in group[0].stderr().splitlines()[-1]
+
+
+def test_evaluator_goes_on_as_evaluate_watch(tmp_path):
+    code = (
+        "import os, runpy, sys\n"
+        "os.execv = lambda path, command: sys.exit(repr((path, command)))\n"
+        f"sys.argv = ['train', '--model_dir={tmp_path}/run', '--data_dir=D']\n"
+        "runpy.run_module('mnist_dist.train', run_name='__main__')\n"
+    )
+    config = {"cluster": {"worker": ["a:1", "b:1"]}}
+    config["task"] = {"type": "evaluator", "index": 0}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"TF_CONFIG": json.dumps(config)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout == "TF_CONFIG: evaluator of a:1, b:1\n"
+    path, command = ast.literal_eval(result.stderr)
+    assert path == command[0] == sys.executable
+    assert command[1:4] == ["-m", "mnist_dist.evaluate", "--watch"]
+    assert {f"--model_dir={tmp_path}/run", "--data_dir=D"} <= set(command[4:])
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_leaves_nothing(start, tmp_path):
+    group = start(tmp_path / "run", "--train_steps=40", "--dry_run")
+    finish(group)
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_goes_on_with_other_numbers_of_workers(one_process, start, tmp_path):
+    finish(start(tmp_path, "--train_steps=30"))
+    finish(start(tmp_path, "--train_steps=60", num_workers=3))
+    mirrored = ["--distribution_strategy=mirrored", "--logical_cpus=2"]
+    finish(start(tmp_path, "--train_steps=80", *mirrored, num_workers=1))
+    finish(start(tmp_path, "--train_steps=100", num_workers=1))
+    finish(start(tmp_path, "--train_steps=120"))
+    assert_same_weights(tmp_path, one_process())
+    assert not list(tmp_path.glob("not-for-*"))
+
+
+def workers_of(launcher):
+    """Process numbers of a launcher's workers, by rank."""
+    found = {}
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            arguments = (path / "cmdline").read_text().split("\0")
+        except OSError:  # it has ended
+            continue
+        ranks = [a for a in arguments if a.startswith("--task_index=")]
+        if parent == launcher.pid and ranks:
+            found[int(ranks[0].removeprefix("--task_index="))] = int(path.name)
+    return found
+
+
+@pytest.mark.slow
+def test_killed_20_times_under_launch_a_run_ends_as_if_undisturbed(tmp_path):
+    flags = [*COMMON, "--train_steps=3000", "--steps_per_loop=20", "--peer_timeout=5"]
+    flags += ["--eval_interval=1000"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-m", "mnist_dist", "launch", "--num_workers=2"]
+    subprocess.run(
+        [*command, "--", f"--model_dir={whole}", *flags],
+        capture_output=True,
+        check=True,
+    )
+    command += ["--max_restarts=20", "--", f"--model_dir={killed}", *flags]
+    rng, directory = random.Random(1), str(killed / "checkpoints")
+    launcher = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    with launcher:
+        seen: set[int] = set()
+        for number in range(20):
+            deadline = time.monotonic() + 60
+            while len(workers := workers_of(launcher)) < 2 or seen & {
+                *workers.values()
+            }:
+                assert launcher.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            reached = max(list_checkpoints(directory), default=0)
+            # Of four kills one anywhere, early too, and three while it trains or saves.
+            if number % 4:
+                while max(list_checkpoints(directory), default=0) <= reached:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.002)
+                time.sleep(rng.uniform(0, 0.3))
+            else:
+                time.sleep(rng.uniform(0, 5))
+            os.kill(workers[rng.randrange(2)], signal.SIGKILL)
+            seen = {*workers.values()}
+        errors = launcher.communicate(timeout=120)[1]
+    assert launcher.returncode == 0, errors
+    assert errors.count("ended with code 137; restart") == 20
+    found, expected = final_arrays(killed), final_arrays(whole)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    assert [r["step"] for r in evaluations(killed)] == [1000, 2000, 3000]
