@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from mnist_dist.data.reading import ByteStream, read_payload
+from mnist_dist.data.reading import read_payload
 from mnist_dist.errors import InputError
 
 
@@ -30,7 +30,7 @@ class Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_npy_header(stream: ByteStream, *, name: str) -> Header:
+def read_npy_header(stream: IO[bytes], *, name: str) -> Header:
     """Reads the header; `name` names the file, and the part of it, in errors.
 
     Raises:
@@ -52,7 +52,7 @@ def read_npy_header(stream: ByteStream, *, name: str) -> Header:
 
 
 def read_npy_data(
-    stream: ByteStream, header: Header, *, max_bytes: int, name: str
+    stream: IO[bytes], header: Header, *, max_bytes: int, name: str
 ) -> np.ndarray:
     """Reads the array after its header, C-contiguous.
 
