@@ -337,7 +337,7 @@ def test_frozen_layers_stay_and_others_start_from_what_was_set(
     images = tf.constant(RNG.integers(0, 256, (60, 28, 28, 1), np.uint8))
     labels = tf.constant(RNG.integers(0, 10, 60).astype(np.int32))
     indices = tf.reshape(tf.range(54, dtype=tf.int32), [9, 6])
-    train_loop(images, labels, indices, tf.constant(9))
+    train_loop(images, labels, indices, tf.constant(9), tf.zeros([2]))
     after = state.to_arrays()
     for name in before:
         if name.startswith(("model/", "ema/")):

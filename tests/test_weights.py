@@ -195,12 +195,14 @@ def test_layer_in_three_lines(mlp):
         (["weights", "save", "--from=RUN", "--layers=../x", "--output=o"], "layer name '../x'"),
         (["weights", "load", "--from=RUN", "--model_dir=no/run"], "'no/run' without"),
         (["weights", "revert", "--model_dir=RUN", "--step=7"], "found 7, expected"),
-        (["train", "--model_dir=new", "--init_from=RUN/best"], "no layer fits"),
-        (["train", "--model_dir=new", "--freeze=lost"], "--freeze: found 'lost'"),
+        (["train", "--model_dir=NEW", "--init_from=RUN/best"], "no layer fits"),
+        (["train", "--model_dir=NEW", "--freeze=lost"], "--freeze: found 'lost'"),
     ],
 )  # fmt: skip
-def test_wrong_input_is_one_line_and_exit_2(arguments, message, mlp):
-    result = run(*(a.replace("RUN", mlp) for a in arguments))
+def test_wrong_input_is_one_line_and_exit_2(arguments, message, mlp, tmp_path):
+    result = run(
+        *(a.replace("RUN", mlp).replace("NEW", f"{tmp_path}/new") for a in arguments)
+    )
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
