@@ -27,7 +27,9 @@ def main() -> None:
         for name, text in VERBS.items():
             print(f"  {name:<10}{text}")
     elif verb in VERBS:
-        sys.argv = [f"mnist-dist {verb}", *rest]
+        # No space: the process is named so, and Slurm's proctrack/linuxproc does not
+        # send signals to a process whose name has one.
+        sys.argv = [f"mnist-dist-{verb}", *rest]
         runpy.run_module(f"mnist_dist.{verb}", run_name="__main__")
     else:
         print(

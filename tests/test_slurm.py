@@ -118,6 +118,8 @@ def test_wrong_flags_are_not_tried_again(slurm, tmp_path):
     assert "expected a multiple of the 2 replicas" in job.log.read_text()
 
 
+# A lost node is Slurm's to requeue, whatever RequeueExit says.
+@pytest.mark.parametrize("slurm", ["RequeueExit=143"], indirect=True)
 def test_run_survives_a_node_that_is_lost(slurm, one_process, tmp_path):
     job = Job(slurm, tmp_path / "run")
     job.wait_for_checkpoint()
