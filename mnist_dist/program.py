@@ -1,11 +1,12 @@
 """What every program does around its `main`: flags in, an exit code out."""
 
 import contextlib
+import io
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -20,13 +21,15 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs `main` on the parsed command line and exits with its code.
 
     Wrong flags and every `InputError` become one line on standard error, exit 2;
-    every `RunError` one line, exit 1.
+    every `RunError` one line, exit 1. A standard output that nobody reads any more
+    ends it, exit 1, unless it is to `outlive` that.
     """
     # Before TensorFlow is imported, which reads them then.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
     logging.set_verbosity(logging.WARNING)
+    outlive("stderr")
 
     def guarded(argv: list[str]) -> int | None:
         try:
@@ -34,7 +37,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
                 raise InputError(
                     f"unexpected argument {argv[1]!r}: flags begin with --"
                 )
-            return main(argv)
+            code = main(argv)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
         except InputError as error:
             _fail(error, EXIT_INPUT)
         except RunError as error:
@@ -42,7 +48,50 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except KeyboardInterrupt:
             sys.exit(130)
 
-    app.run(guarded, flags_parser=_parse)
+    try:
+        app.run(guarded, flags_parser=_parse)
+    except BrokenPipeError:
+        # Who read standard output has seen enough, as `head` does: no words about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(EXIT_FAILED)
+
+
+def outlive(name: str) -> None:
+    """Has what is printed never end the program, whoever still reads it.
+
+    The pipe's reader or the terminal may go, the disk may be full, the encoding may
+    lack a character; that must not cost a training.
+
+    Args:
+      name: `stdout` or `stderr`; one that is not the interpreter's own stays.
+    """
+    stream = getattr(sys, name)
+    if stream is not getattr(sys, f"__{name}__"):
+        return
+    descriptor = {"stdout": 1, "stderr": 2}[name]
+    if (
+        stream is None
+    ):  # closed by who started us: the next file must not take its place
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    lasting = io.TextIOWrapper(
+        io.BufferedWriter(_UnfailingFile(descriptor, "w", closefd=False)),
+        encoding=stream.encoding if stream else "utf-8",
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering if stream else True,
+        write_through=stream.write_through if stream else False,
+    )
+    setattr(sys, name, lasting)
+
+
+class _UnfailingFile(io.FileIO):
+    """Drops what cannot be written."""
+
+    def write(self, data: Any) -> int:
+        try:
+            written = super().write(data)
+        except OSError:
+            written = None
+        return len(data) if written is None else written
 
 
 @contextlib.contextmanager
@@ -83,5 +132,7 @@ def _asks_help(argv: list[str]) -> bool:
 
 def _fail(error: Exception, code: int) -> NoReturn:
     name = os.path.basename(sys.argv[0]).removesuffix(".py")
-    print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    # Over a line of progress that was not ended.
+    start = "\r\x1b[K" if sys.stderr.isatty() else ""
+    print(f"{start}{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(code)

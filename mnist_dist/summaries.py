@@ -104,9 +104,7 @@ class RunLog:
         markdown = markdown.encode(errors="backslashreplace").decode()
         if self._texts.get(name) != markdown:
             self._texts[name] = markdown
-            self._write_summary(
-                "train", text_pb(name, markdown), step=self._first_step
-            )
+            self._write_summary("train", text_pb(name, markdown), step=self._first_step)
 
     def has_eval(self, step: int) -> bool:
         """Whether this step was evaluated, by this process or an earlier one."""

@@ -183,4 +183,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    program.outlive("stdout")
     program.run(main)
