@@ -132,7 +132,5 @@ def _asks_help(argv: list[str]) -> bool:
 
 def _fail(error: Exception, code: int) -> NoReturn:
     name = os.path.basename(sys.argv[0]).removesuffix(".py")
-    # Over a line of progress that was not ended.
-    start = "\r\x1b[K" if sys.stderr.isatty() else ""
-    print(f"{start}{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(code)
