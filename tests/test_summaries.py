@@ -180,13 +180,37 @@ def test_new_file_is_the_last_even_if_the_clock_went_back(
 
 def test_nothing_is_rewritten_where_nothing_is_stale(tmp_path):
     write_run(tmp_path, steps=range(1, 5))
-    before = contents(tmp_path)
-    RunLog(str(tmp_path), resume_step=4).close()
-    after = contents(tmp_path)
-    assert {path: after[path] for path in before} == before
+    for _ in range(2):
+        before = contents(tmp_path)
+        RunLog(str(tmp_path), resume_step=4).close()
+        after = contents(tmp_path)
+        assert {path: after[path] for path in before} == before
+    before = {path: before[path] for path in before if b"loss" in before[path][0]}
+    assert len(before) == 3
     RunLog(str(tmp_path), resume_step=3).close()
     after = contents(tmp_path)
     assert all(after[path] != before[path] for path in before)
+
+
+def test_rewritten_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    write_run(tmp_path, steps=range(1, 5))
+    synced, replaced, sync, replace = set(), [], os.fsync, os.replace
+
+    def note_sync(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def note_replace(source, target):
+        assert os.stat(source).st_ino in synced
+        assert os.stat(source).st_size > 0
+        replace(source, target)
+        replaced.append(target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    RunLog(str(tmp_path), resume_step=3).close()
+    assert len(replaced) == 3
+    assert synced >= {os.stat(os.path.dirname(path)).st_ino for path in replaced}
 
 
 def test_what_is_no_point_survives(tmp_path):
@@ -334,19 +358,25 @@ def test_full_disk_is_an_error_and_costs_nothing_that_was_flushed(
 ):
     write_run(tmp_path, steps=range(1, 3))
     log = RunLog(str(tmp_path), resume_step=2)
-    written = 2
+    written = [1, 2]
+
+    def write_until_full():
+        for step in range(3, 100):
+            write(log, [step])
+            written.append(step)
+
     with (
         file_size_limit(limit),
         pytest.raises(RunError, match=r"tfevents\S* cannot be written|metrics.jsonl "),
     ):
-        while True:
-            write(log, [written + 1])
-            written += 1
+        write_until_full()
     log.close()
-    assert 2 < written < 100
-    last = written - written % 2
-    found = {s for s, _ in points(tmp_path)["train", "loss"]}
-    assert found >= set(range(1, last + 1))
+    assert len(written) > 2
+    # What was taken without an error is there, in both.
+    whole = (tmp_path / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+    records = [r for r in map(json.loads, whole) if r["kind"] == "train"]
+    assert [r["step"] for r in records][: len(written)] == written
+    assert [s for s, _ in points(tmp_path)["train", "loss"]][: len(written)] == written
     write_run(tmp_path, steps=range(3, 9), resume_step=2)
     assert_same_log(tmp_path, undisturbed)
 
