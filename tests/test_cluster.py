@@ -129,7 +129,7 @@ def slurm(tmp_path, monkeypatch):
         '#!/bin/sh\ncase "$*" in\n'
         '"show hostnames n[9-10]") printf "n9\\nn10\\n" ;;\n'
         '"--oneliner show node n[9-10]") echo "NodeName=n10 Arch=x NodeAddr=far10 Port=1"'
-        ' ;;\n*) exit 1 ;;\nesac\n'
+        " ;;\n*) exit 1 ;;\nesac\n"
     )
     scontrol.chmod(scontrol.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
