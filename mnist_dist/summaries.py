@@ -1,42 +1,77 @@
 """The two records of a run: `metrics.jsonl`, and TensorBoard's event files.
 
 Both hold each point once, however often the run was stopped: a start drops what lies
-past the step that it goes on from. A TensorBoard that is already open shows dropped
-points until it is reloaded from scratch.
+past the step that it goes on from, and tells a TensorBoard that is open to do so too.
+Each point reaches the files in one write of its own, so that a reader, or a kill, sees
+it whole or not at all. TensorFlow's own writer ignores a full disk between two flushes;
+this one does not.
 """
 
+import contextlib
 import json
 import math
 import os
+import re
+import socket
 import time
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import tensorflow as tf
 from absl import logging
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.util.tensor_util import make_ndarray
 
-from mnist_dist.errors import InputError
+from mnist_dist.errors import InputError, RunError
+
+KINDS = ("train", "eval")  # of records, and the folders of their event files
+_FRAME_BYTES = 16  # of an event in its file: its length and two checksums
 
 
 class RunLog:
     """Writes the metrics of one run; only the chief has one."""
 
     def __init__(self, model_dir: str, *, resume_step: int = 0) -> None:
-        """Drops every record past `resume_step`, then opens both for appending."""
-        tf.io.gfile.makedirs(model_dir)
-        self._path = os.path.join(model_dir, "metrics.jsonl")
-        self._records = [
-            r for r in _load_records(self._path) if 0 < r["step"] <= resume_step
-        ]
-        _save_atomically(self._path, "".join(map(_to_line, self._records)))
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
-        self._writers: dict[str, tf.summary.SummaryWriter] = {}
-        for kind in ("train", "eval"):
-            directory = os.path.join(model_dir, kind)
-            tf.io.gfile.makedirs(directory)
-            _drop_events(directory, resume_step=resume_step)
-            self._writers[kind] = tf.summary.create_file_writer(directory)
+        """Drops every point past `resume_step`, then opens both for appending.
+
+        Raises:
+          InputError: `metrics.jsonl` is damaged before a record that is to stay.
+          RunError: the disk is full, or a file cannot be read or written.
+        """
+        self._first_step = resume_step + 1
+        self._eval_accuracies: dict[int, float | None] = {}
+        self._texts: dict[str, str] = {}
+        self._event_files: dict[str, _AppendedFile] = {}
+        metrics_path = os.path.join(model_dir, "metrics.jsonl")
+        with _naming(model_dir):
+            os.makedirs(model_dir, exist_ok=True)
+            for record in _drop_records(metrics_path, last_step=resume_step):
+                self._note(record)
+            self._metrics_file = _AppendedFile(metrics_path)
+            for kind in KINDS:
+                directory = os.path.join(model_dir, kind)
+                os.makedirs(directory, exist_ok=True)
+                for path in _list_event_files(directory):
+                    self._texts |= _drop_events(path, last_step=resume_step)
+                self._event_files[kind] = _AppendedFile(_new_event_path(directory))
+                _sync_directory(directory)
+            _sync_directory(model_dir)
+        for kind in KINDS:
+            self._write_event(kind, Event(file_version="brain.Event:2"))
+            start = SessionLog(status=SessionLog.START)
+            self._write_event(kind, Event(session_log=start, step=self._first_step))
 
     def write_train(self, *, step: int, epoch: float, **metrics: float) -> None:
-        """Records the training metrics since the last time."""
+        """Records the training metrics since the last time.
+
+        Raises:
+          RunError: the disk is full; likewise of all that writes.
+        """
         self._write("train", step=step, epoch=epoch, metrics=metrics)
 
     def write_eval(
@@ -60,32 +95,34 @@ class RunLog:
         )
 
     def write_text(self, name: str, markdown: str) -> None:
-        """Shows a text in TensorBoard, once for each start of the run."""
-        with self._writers["train"].as_default():
-            tf.summary.text(name, markdown, step=0)
+        """Shows a text in TensorBoard, at the first step that it holds for.
+
+        A start that goes on with the same text adds nothing; one with another text
+        adds it, so that TensorBoard shows what changed and from which step on.
+        """
+        # What a command line held that is not UTF-8 is shown escaped.
+        markdown = markdown.encode(errors="backslashreplace").decode()
+        if self._texts.get(name) != markdown:
+            self._texts[name] = markdown
+            self._write_summary("train", text_pb(name, markdown), step=self._first_step)
 
     def has_eval(self, step: int) -> bool:
         """Whether this step was evaluated, by this process or an earlier one."""
-        return any(r["kind"] == "eval" and r["step"] == step for r in self._records)
+        return step in self._eval_accuracies
 
     def last_eval_accuracy(self) -> float | None:
         """Returns the accuracy of the latest evaluation, if there was one."""
-        accuracies = [r["accuracy"] for r in self._records if r["kind"] == "eval"]
-        return accuracies[-1] if accuracies else None
+        return next(reversed(self._eval_accuracies.values()), None)
 
     def flush(self) -> None:
-        """Returns when everything written is on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        for writer in self._writers.values():
-            writer.flush()
+        """Returns when everything written would outlast a power failure."""
+        for file in (self._metrics_file, *self._event_files.values()):
+            file.flush()
 
     def close(self) -> None:
-        """Flushes and closes."""
-        self.flush()
-        self._file.close()
-        for writer in self._writers.values():
-            writer.close()
+        """Flushes and closes; a second time it does nothing."""
+        for file in (self._metrics_file, *self._event_files.values()):
+            file.close()
 
     def _write(
         self,
@@ -98,85 +135,200 @@ class RunLog:
     ) -> None:
         record = {"kind": kind, "step": step, "epoch": epoch, "time": time.time()}
         record |= {name: _finite(value) for name, value in metrics.items()} | more
-        self._records.append(record)
-        self._file.write(_to_line(record))
-        with self._writers[kind].as_default():
-            for name, value in metrics.items():
-                tf.summary.scalar(name, value, step=step)
+        self._metrics_file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+        summary = Summary()
+        for name, value in metrics.items():
+            summary.MergeFrom(scalar_pb(name, value))
+        self._write_summary(kind, summary, step=step)
+        self._note(record)
+
+    def _note(self, record: dict) -> None:
+        if record["kind"] == "eval":
+            self._eval_accuracies[record["step"]] = record.get("accuracy")
+
+    def _write_summary(self, kind: str, summary: Summary, *, step: int) -> None:
+        self._write_event(kind, Event(summary=summary, step=step))
+
+    def _write_event(self, kind: str, event: Event) -> None:
+        event.wall_time = time.time()
+        RecordWriter(self._event_files[kind]).write(event.SerializeToString())
+
+
+class _AppendedFile:
+    """A file that grows by whole records, each there for readers at once."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+
+    def write(self, data: bytes) -> None:
+        with _naming(self._path):
+            while data:
+                data = data[self._file.write(data) :]
+
+    def flush(self) -> None:
+        with _naming(self._path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if not self._file.closed:
+            try:
+                self.flush()
+            finally:
+                self._file.close()
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None  # JSON has no NaN
 
 
-def _to_line(record: dict) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
+def _drop_records(path: str, *, last_step: int) -> list[dict]:
+    """Rewrites `metrics.jsonl` without what lies past a step, if there is such.
 
+    What a kill or a power failure damaged was not yet followed by a checkpoint, and
+    so lies after every record that is to stay.
 
-def _load_records(path: str) -> list[dict]:
-    """Reads the records; a line cut short by a kill can only be the last one.
+    Returns:
+      The records that stay.
 
     Raises:
-      InputError: another line is not a record.
+      InputError: there is damage before one of these.
     """
-    if not tf.io.gfile.exists(path):
+    if not os.path.exists(path):
         return []
-    with tf.io.gfile.GFile(path, "rb") as file:
-        lines = file.read().splitlines(keepends=True)
-    records = []
+    with open(path, "rb") as file:
+        lines = file.readlines()
+    kept: list[bytes] = []
+    records: list[dict] = []
+    damaged: list[int] = []
     for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            records.append(record | {"step": int(record["step"])})
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise InputError(
-                f"{path}: line {number} is not a metrics record: found {line[:60]!r}"
-            ) from error
+        record = _parse_record(line)
+        if record is None:
+            damaged.append(number)
+        elif record["step"] <= last_step:
+            if damaged:
+                raise InputError(
+                    f"{path}: line {damaged[0]} is not a metrics record: found "
+                    f"{lines[damaged[0] - 1][:60]!r}"
+                )
+            kept.append(line.removesuffix(b"\n") + b"\n")
+            records.append(record)
+    if damaged:
+        logging.warning("%s: line %d was cut off and is dropped", path, damaged[0])
+    if kept != lines:
+        with _replacing(path) as file:
+            file.writelines(kept)
     return records
 
 
-def _save_atomically(path: str, text: str) -> None:
-    with open(f"{path}.writing", "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.writing", path)
+def _parse_record(line: bytes) -> dict | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    is_record = (
+        isinstance(record, dict)
+        and record.get("kind") in KINDS
+        and isinstance(record.get("step"), int)
+    )
+    return record if is_record else None
 
 
-def _drop_events(directory: str, *, resume_step: int) -> None:
-    """Rewrites a directory's events as one file without those past `resume_step`.
+def _list_event_files(directory: str) -> list[str]:
+    """Returns what TensorBoard takes for event files, in its order."""
+    names = sorted(name for name in os.listdir(directory) if "tfevents" in name)
+    paths = [os.path.join(directory, name) for name in names]
+    return [path for path in paths if os.path.isfile(path)]
 
-    Texts go too (their step is 0): each start writes its own.
+
+def _new_event_path(directory: str) -> str:
+    """Returns a path that sorts after all others: readers go from file to file."""
+    stamps = [int(time.time())]
+    for path in _list_event_files(directory):
+        match = re.search(r"tfevents\.(\d+)", os.path.basename(path))
+        stamps += [int(match[1]) + 1] if match else []
+    name = f"{max(stamps):010}.{socket.gethostname()}.{os.getpid()}.v2"
+    return os.path.join(directory, f"events.out.tfevents.{name}")
+
+
+def _drop_events(path: str, *, last_step: int) -> dict[str, str]:
+    """Rewrites an event file without the points past a step, if there are such.
+
+    What is no point (a graph, the mark of a profile) stays.
+
+    Returns:
+      The latest of each text that stays, by its tag.
     """
-    old = sorted(tf.io.gfile.glob(os.path.join(directory, "events.out.tfevents.*")))
-    kept: dict[tuple[str, int], bytes] = {}
-    for path in old:
-        try:
-            for record in tf.data.TFRecordDataset(path):
-                data = record.numpy()
-                event = tf.compat.v1.Event.FromString(data)
-                for value in event.summary.value:
-                    if 0 < event.step <= resume_step:
-                        # The latest wins, should a kill have left a point twice.
-                        kept[value.tag, event.step] = data
-        except tf.errors.DataLossError:
-            logging.warning("%s: its end was cut off; the rest is kept", path)
-    if kept:
-        staging = os.path.join(directory, ".writing")
-        with tf.io.TFRecordWriter(staging) as writer:
-            writer.write(
-                tf.compat.v1.Event(
-                    wall_time=time.time(), file_version="brain.Event:2"
-                ).SerializeToString()
-            )
-            for data in sorted(
-                kept.values(), key=lambda d: tf.compat.v1.Event.FromString(d).step
-            ):
-                writer.write(data)
-        name = f"events.out.tfevents.{int(time.time())}.kept.{os.getpid()}"
-        tf.io.gfile.rename(staging, os.path.join(directory, name), overwrite=True)
-        old = [path for path in old if os.path.basename(path) != name]
-    for path in old:
-        tf.io.gfile.remove(path)
+    texts, num_stale, num_kept, num_bytes = {}, 0, 0, 0
+    for data, event in _load_events(path):
+        num_bytes += len(data) + _FRAME_BYTES
+        if _is_stale(event, last_step):
+            num_stale += 1
+            continue
+        num_kept += 1
+        for value in event.summary.value:
+            if value.metadata.plugin_data.plugin_name == "text":
+                texts[value.tag] = make_ndarray(value.tensor).reshape(-1)[0].decode()
+    if num_bytes < os.path.getsize(path):
+        logging.warning(
+            "%s is damaged from byte %d on; the events before it are kept",
+            path,
+            num_bytes,
+        )
+    if num_stale:
+        with _replacing(path) as file:
+            writer = RecordWriter(file)
+            for data, event in _load_events(path):
+                if not _is_stale(event, last_step):
+                    writer.write(data)
+    return texts
+
+
+def _load_events(path: str) -> Iterator[tuple[bytes, Event]]:
+    """Reads events as they lie in the file, up to its end or its first damage."""
+    for data in RawEventFileLoader(path).Load():
+        yield data, Event.FromString(data)
+
+
+def _is_stale(event: Event, last_step: int) -> bool:
+    return event.HasField("summary") and event.step > last_step
+
+
+@contextlib.contextmanager
+def _replacing(path: str) -> Iterator[BinaryIO]:
+    """Gives a file to write; it is `path` once it is whole and on the disk."""
+    directory = os.path.dirname(path)
+    staging = os.path.join(directory, ".writing")  # no event file to TensorBoard
+    try:
+        with open(staging, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staging, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(staging)
+        raise
+    _sync_directory(directory)
+
+
+def _sync_directory(path: str) -> None:
+    """Has the disk keep the names in a directory through a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Turns what the disk refuses into a `RunError` that names the file."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "message", error)
+        raise RunError(
+            f"{getattr(error, 'filename', None) or path} cannot be written: {reason}; "
+            "the checkpoints so far are intact"
+        ) from error
