@@ -1,12 +1,13 @@
 """What every program does around its `main`: flags in, an exit code out."""
 
 import contextlib
+import io
 import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -28,7 +29,8 @@ def run(
     What is left of it after the flags is an error unless `takes_arguments`.
 
     Wrong flags and every `InputError` become one line on standard error, exit 2;
-    every `RunError` one line, exit 1; every `PeerError` one line, exit 143.
+    every `RunError` one line, exit 1; every `PeerError` one line, exit 143. A standard
+    output that nobody reads any more ends it, exit 1, unless it is to `outlive` that.
 
     With `leaves_at_once` nothing is torn down at the end: a worker's TensorFlow takes
     seconds for that, and more if another worker is gone.
@@ -38,6 +40,7 @@ def run(
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
     logging.set_verbosity(logging.WARNING)
+    outlive("stderr")
 
     def guarded(argv: list[str]) -> int | None:
         try:
@@ -45,13 +48,22 @@ def run(
                 raise InputError(
                     f"unexpected argument {argv[1]!r}: flags begin with --"
                 )
-            return main(argv)
+            code = main(argv)
+            if sys.stdout is not None:  # it may have been closed from the start
+                sys.stdout.flush()
+            return code
         except InputError as error:
             _fail(error, EXIT_INPUT)
         except RunError as error:
             _fail(error, EXIT_FAILED)
         except PeerError as error:
             _fail(error, EXIT_STOPPED)
+        except BrokenPipeError:
+            if sys.stdout is not sys.__stdout__:  # it outlives that: another pipe broke
+                raise
+            # Who read the output has seen enough, as `head` does: no words about it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(EXIT_FAILED)
         except KeyboardInterrupt:
             sys.exit(130)
 
@@ -66,6 +78,42 @@ def run(
             traceback.print_exc()
             _leave(EXIT_FAILED)
         raise
+
+
+def outlive(name: str) -> None:
+    """Has what is printed never end the program, whoever still reads it.
+
+    The pipe's reader or the terminal may go, the disk may be full, the encoding may
+    lack a character; that must not cost a training.
+
+    Args:
+      name: `stdout` or `stderr`; one that is not the interpreter's own stays.
+    """
+    stream = getattr(sys, name)
+    if stream is not getattr(sys, f"__{name}__"):
+        return
+    descriptor = {"stdout": 1, "stderr": 2}[name]
+    if stream is None:  # it was closed: the next file must not take its number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    lasting = io.TextIOWrapper(
+        io.BufferedWriter(_UnfailingFile(descriptor, "w", closefd=False)),
+        encoding=stream.encoding if stream else "utf-8",
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering if stream else True,
+        write_through=stream.write_through if stream else False,
+    )
+    setattr(sys, name, lasting)
+
+
+class _UnfailingFile(io.FileIO):
+    """Drops what cannot be written."""
+
+    def write(self, data: Any) -> int:
+        try:
+            written = super().write(data)
+        except OSError:
+            written = None
+        return len(data) if written is None else written
 
 
 @contextlib.contextmanager
@@ -98,6 +146,8 @@ def _leave(code: int) -> NoReturn:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    if _asks_help(argv):
+        outlive("stdout")  # `--help | head`
     try:
         # absl knows --help only from its own parser of the command line.
         return (

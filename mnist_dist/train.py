@@ -236,4 +236,5 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
 
 
 if __name__ == "__main__":
+    program.outlive("stdout")
     program.run(main, leaves_at_once=True)

@@ -1,0 +1,132 @@
+"""What becomes of a program that nobody listens to any more."""
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os, sys
+from absl import logging
+from mnist_dist import program
+from mnist_dist.errors import InputError
+
+def main(argv):
+    with program.quiet_imports():
+        pass
+    for number in range(3):
+        print("line \\u00e9", number, flush=number < 2)
+        logging.warning("warned")
+        sys.stdin.readline()
+    if os.environ.get("FAIL"):
+        raise InputError("--flag: found 1, expected 2")
+    with open(os.environ["DONE"], "x") as file:
+        file.write(str(file.fileno()))
+    return 0
+
+if os.environ.get("OUTLIVE"):
+    program.outlive("stdout")
+program.run(main)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    def start(**kwargs):
+        environment = os.environ | {"DONE": str(tmp_path / "done"), "OUTLIVE": "1"}
+        environment |= kwargs.pop("env", {})
+        environment = {k: v for k, v in environment.items() if v}
+        arguments = [sys.executable, "-c", PROGRAM]
+        if shell := kwargs.pop("shell", None):
+            arguments = ["sh", "-c", shell, "sh", *arguments]
+        return subprocess.Popen(
+            arguments, env=environment, stdin=subprocess.PIPE, **kwargs
+        )
+
+    return start
+
+
+@pytest.fixture
+def is_done(tmp_path):
+    return lambda: (tmp_path / "done").exists()
+
+
+def lose_reader(process):
+    """Reads one line of both, as `head -1` does, and lets the program go on."""
+    for stream in (process.stdout, process.stderr):
+        stream.readline()
+        stream.close()
+    process.stdin.write(b"\n\n\n")
+    process.stdin.close()
+    return process.wait(timeout=60)
+
+
+def test_program_outlives_the_readers_of_its_output(start, is_done):
+    process = start(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert lose_reader(process) == 0
+    assert is_done()
+
+
+def test_error_code_outlives_the_readers_too(start):
+    process = start(stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"FAIL": "1"})
+    assert lose_reader(process) == 2
+
+
+def test_program_outlives_its_terminal(start, is_done):
+    master, slave = pty.openpty()
+    process = start(stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    os.read(master, 1)
+    os.close(master)  # from now on writing is EIO
+    process.communicate(b"\n\n\n", timeout=60)
+    assert process.returncode == 0
+    assert is_done()
+
+
+@pytest.mark.parametrize(
+    "shell",
+    ['"$@" >/dev/full 2>/dev/full', '"$@" >&-', '"$@" 2>&-', '"$@" >&- 2>&-'],
+)
+def test_program_outlives_a_full_disk_and_closed_outputs(start, tmp_path, shell):
+    process = start(shell=shell)
+    process.communicate(b"\n\n\n", timeout=60)
+    assert process.returncode == 0
+    # No file of the run took the place of a closed output.
+    assert int((tmp_path / "done").read_text()) > 2
+
+
+def test_ascii_output_has_signs_escaped(start):
+    process = start(stdout=subprocess.PIPE, env={"PYTHONIOENCODING": "ascii"})
+    output, _ = process.communicate(b"\n\n\n", timeout=60)
+    assert process.returncode == 0
+    assert output.decode("ascii").splitlines() == [
+        rf"line \xe9 {number}" for number in range(3)
+    ]
+
+
+def test_program_whose_output_is_its_work_ends_with_its_reader(start, is_done):
+    process = start(stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"OUTLIVE": ""})
+    process.stdout.readline()
+    process.stdout.close()
+    _, errors = process.communicate(b"\n\n\n", timeout=60)
+    assert process.returncode == 1
+    assert b"Traceback" not in errors
+    assert b"Exception ignored" not in errors
+    assert not is_done()
+
+
+def test_help_may_be_cut_short_by_its_reader():
+    # Long enough that a pipe does not take it all.
+    flags = "for n in range(2000): flags.DEFINE_string(f'f{n}', None, 'help ' * 20)\n"
+    program = f"from absl import flags\n{flags}{PROGRAM}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) in (0, 1)  # absl ends --help with 1
