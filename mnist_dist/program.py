@@ -49,7 +49,7 @@ def run(
                     f"unexpected argument {argv[1]!r}: flags begin with --"
                 )
             code = main(argv)
-            if sys.stdout is not None:
+            if sys.stdout is not None:  # it may have been closed from the start
                 sys.stdout.flush()
             return code
         except InputError as error:
@@ -58,6 +58,12 @@ def run(
             _fail(error, EXIT_FAILED)
         except PeerError as error:
             _fail(error, EXIT_STOPPED)
+        except BrokenPipeError:
+            if sys.stdout is not sys.__stdout__:  # it outlives that: another pipe broke
+                raise
+            # Who read the output has seen enough, as `head` does: no words about it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(EXIT_FAILED)
         except KeyboardInterrupt:
             sys.exit(130)
 
@@ -91,9 +97,7 @@ def outlive(name: str) -> None:
     if stream is not getattr(sys, f"__{name}__"):
         return
     descriptor = {"stdout": 1, "stderr": 2}[name]
-    if (
-        stream is None
-    ):  # closed by who started us: the next file must not take its place
+    if stream is None:  # it was closed: the next file must not take its number
         os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     lasting = io.TextIOWrapper(
         io.BufferedWriter(_UnfailingFile(descriptor, "w", closefd=False)),
@@ -146,6 +150,8 @@ def _leave(code: int) -> NoReturn:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    if _asks_help(argv):
+        outlive("stdout")  # `--help | head`
     try:
         # absl knows --help only from its own parser of the command line.
         return (

@@ -115,3 +115,18 @@ def test_program_whose_output_is_its_work_ends_with_its_reader(start, is_done):
     assert b"Traceback" not in errors
     assert b"Exception ignored" not in errors
     assert not is_done()
+
+
+def test_help_may_be_cut_short_by_its_reader():
+    # Long enough that a pipe does not take it all.
+    flags = "for n in range(2000): flags.DEFINE_string(f'f{n}', None, 'help ' * 20)\n"
+    program = f"from absl import flags\n{flags}{PROGRAM}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) in (0, 1)  # absl ends --help with 1
