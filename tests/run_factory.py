@@ -6,7 +6,9 @@ from mnist_dist.checkpoints import CheckpointWriter
 from mnist_dist.data import load_dataset
 from mnist_dist.models import create_model
 from mnist_dist.run_directory import best_dir, checkpoint_dir, save_config
+from mnist_dist.saved_model import export_saved_model
 from mnist_dist.train_state import TrainState
+from mnist_dist.trained_model import RunConfig
 
 
 def create_run(
@@ -97,3 +99,29 @@ def save_data_set(directory, *, shape=(6, 5, 3), num_classes=4, num_test=53, see
         y_test=rng.permutation(np.arange(num_test) % num_classes).astype(np.uint8),
     )
     return directory
+
+
+def export_untrained(directory, *, image_shape=(28, 28, 1), num_classes=10):
+    """Exports an `mlp` with initial weights; returns the version's path."""
+    state = TrainState(
+        create_model("mlp", image_shape=image_shape, num_classes=num_classes, seed=1),
+        slot_names=[],
+    )
+    config = RunConfig(
+        model="mlp",
+        image_shape=image_shape,
+        num_classes=num_classes,
+        seed=1,
+        dropout=0.0,
+        dtype="float32",
+        data_dir=None,
+        data_checksum="",
+        validation_examples=0,
+        total_steps=1,
+        target_accuracy=None,
+        early_stopping_patience=0,
+        contents={},
+    )
+    return export_saved_model(
+        state, str(directory), config=config, uses_ema=False, evaluation=None
+    ).path

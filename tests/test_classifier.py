@@ -8,23 +8,16 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from run_factory import export_untrained
 
 from mnist_dist.classifier import find_saved_model, load_classifier, select_best
 from mnist_dist.errors import InputError
-from mnist_dist.models import create_model
-from mnist_dist.saved_model import export_saved_model
-from mnist_dist.train_state import TrainState
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, mnist):
+def exported(tmp_path_factory):
     """The SavedModel of an untrained model."""
-    model = create_model("mlp", image_shape=(28, 28, 1), num_classes=10, seed=1)
-    return export_saved_model(
-        TrainState(model, slot_names=[]),
-        str(tmp_path_factory.mktemp("export")),
-        sample_images=mnist.test.images[:8],
-    )
+    return export_untrained(tmp_path_factory.mktemp("export"))
 
 
 @pytest.fixture

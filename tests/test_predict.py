@@ -15,11 +15,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from run_factory import export_untrained
 
-from mnist_dist.models import create_model
 from mnist_dist.prediction_formats import draw_image
-from mnist_dist.saved_model import export_saved_model
-from mnist_dist.train_state import TrainState
 
 NUM_FILES = 1000
 
@@ -45,17 +43,6 @@ def predict_afresh(*arguments, **kwargs):
         capture_output=True,
         timeout=120,
         **kwargs,
-    )
-
-
-def export_untrained(directory, *, image_shape, num_classes):
-    model = create_model(
-        "mlp", image_shape=image_shape, num_classes=num_classes, seed=1
-    )
-    return export_saved_model(
-        TrainState(model, slot_names=[]),
-        str(directory),
-        sample_images=np.zeros((2, *image_shape), np.uint8),
     )
 
 
