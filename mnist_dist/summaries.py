@@ -57,7 +57,8 @@ class RunLog:
                 directory = os.path.join(model_dir, kind)
                 os.makedirs(directory, exist_ok=True)
                 for path in _list_event_files(directory):
-                    self._texts |= _drop_events(path, last_step=resume_step)
+                    texts = _drop_events(path, last_step=resume_step)
+                    self._texts |= texts if kind == "train" else {}
                 self._event_files[kind] = _AppendedFile(_new_event_path(directory))
                 _sync_directory(directory)
             _sync_directory(model_dir)

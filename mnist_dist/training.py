@@ -261,9 +261,9 @@ class TrainingRun:
         try:
             self._writer.close()
         finally:
+            self.progress.close()  # first: what the log may raise needs a line of its own
             if self._cluster.is_chief:
                 self.log.close()
-            self.progress.close()
 
     def _open_directory(self, arrays: checkpoints.Arrays | None) -> None:
         directories = checkpoint_dir(self.model_dir), best_dir(self.model_dir)
