@@ -65,6 +65,8 @@ class ForkServer:
         """Starts `python -m module arguments`, under limits as `resource` names them."""
         self._count += 1
         files = str(self._folder / str(self._count))
+        for suffix in ("out", "err"):
+            Path(f"{files}.{suffix}").touch()
         request = {"module": module, "arguments": arguments, "files": files}
         request["limits"] = limits or {}
         return Process(self, self.request(request), files)
