@@ -13,7 +13,7 @@ from mnist_dist.data import Dataset, ExampleStream
 from mnist_dist.device_data import DeviceSplit
 from mnist_dist.distribution import broadcast_from_chief
 from mnist_dist.errors import RunError
-from mnist_dist.evaluation import Evaluation, evaluate
+from mnist_dist.evaluation import evaluate
 from mnist_dist.optimizers import Schedule
 from mnist_dist.preemption import StopRequest
 from mnist_dist.progress import Progress
@@ -61,7 +61,6 @@ class TrainingRun:
         self.plan = plan
         self.state = state
         self.step = 0
-        self.last_evaluation: Evaluation | None = None
         self._strategy = strategy
         self._cluster = cluster
         self._stop = stop
@@ -225,7 +224,6 @@ class TrainingRun:
         result = evaluate(
             self._evaluate_loop, self._eval_data, num_replicas=self._num_replicas
         )
-        self.last_evaluation = result
         self._evaluated_step = self.step
         self._evaluations_since_best += 1
         is_best = result.accuracy > self._best_accuracy

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
-from mnist_dist import __version__, train_flags
+from mnist_dist import __version__
 from mnist_dist.program import EXIT_INPUT, EXIT_STOPPED
 
 ROOT = Path(__file__).parent.parent
@@ -287,9 +287,6 @@ def test_service_publishes_the_workers_before_they_are_ready(variants):
         assert 2222 in (port.get("port"), port.get("containerPort"))
 
 
-@pytest.mark.skipif(
-    "worker_hosts" not in train_flags.FLAGS, reason="train has no --worker_hosts"
-)
 def test_train_accepts_the_flags(objects, tmp_path):
     arguments = worker_arguments(job_of(objects), 1, tmp_path)
     program = (
