@@ -40,6 +40,7 @@ def create_strategy(
     num_gpus: int = -1,
     logical_cpus: int = 1,
     all_reduce_alg: str = "auto",
+    deterministic: bool = False,
 ) -> tf.distribute.Strategy:
     """Chooses devices and builds the strategy over them.
 
@@ -60,6 +61,7 @@ def create_strategy(
         several replicas without a GPU.
       all_reduce_alg: `auto`, `nccl`, `hierarchical_copy` (one worker) or `ring`
         (several).
+      deterministic: use only kernels that always give the same bits.
 
     Raises:
       InputError: devices asked for are not there, or a worker was started otherwise.
@@ -74,6 +76,8 @@ def create_strategy(
         tf.config.experimental.set_memory_growth(gpu, True)
     if logical_cpus > 1:
         split_cpu(logical_cpus)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
 
     if cluster.num_workers > 1:
         if name not in ("auto", "multi_worker_mirrored"):

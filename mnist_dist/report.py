@@ -4,30 +4,18 @@ import shlex
 from collections.abc import Mapping
 
 import numpy as np
-import tensorflow as tf
 
-from mnist_dist.data import Dataset
 from mnist_dist.run_directory import checkpoint_dir
-from mnist_dist.run_plan import RunPlan
 from mnist_dist.train_state import TrainState, weight_path
 from mnist_dist.training import TrainingRun
 
 
-def describe_run(
-    *,
-    model_dir: str,
-    plan: RunPlan,
-    dataset: Dataset,
-    strategy: tf.distribute.Strategy,
-    state: TrainState,
-    global_batch_size: int,
-    use_xla: bool,
-    is_resident: bool,
-) -> str:
+def describe_run(run: TrainingRun, *, use_xla: bool) -> str:
     """Returns the plan of a run, a line for each thing that was decided."""
+    plan, dataset, strategy = run.plan, run.dataset, run.strategy
     replicas = strategy.num_replicas_in_sync
     devices = [f"/{d.rpartition('/')[2]}" for d in strategy.extended.worker_devices]
-    workers = replicas // len(devices)
+    workers = run.cluster.num_workers
     # What TensorFlow calls it inside.
     name = type(strategy).__name__.replace("CollectiveAllReduce", "MultiWorkerMirrored")
     lines = {
@@ -37,34 +25,49 @@ def describe_run(
         f"XLA {'on' if use_xla else 'off'}",
         "data": f"{dataset.source}: {len(dataset.train.labels):,} training images "
         f"{'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes, "
-        f"{'on the device' if is_resident else 'streamed'}",
+        f"{'on the device' if run.is_resident else 'streamed'}",
         "evaluation": f"{len(dataset.evaluation.labels):,} {dataset.evaluation.name} "
         "images",
-        "batch": f"{global_batch_size} global, {global_batch_size // replicas} a replica",
+        "batch": f"{run.global_batch_size} global, "
+        f"{run.global_batch_size // replicas} a replica",
         "steps": f"{plan.total_steps:,}, {plan.steps_per_epoch:,} an epoch",
-        "model": f"{state.model.name}, {num_parameters(state):,} parameters",
+        "model": f"{run.state.model.name}, {num_parameters(run.state):,} parameters",
     }
-    for layer, count in _parameters_by_layer(state).items():
+    for layer, count in _parameters_by_layer(run.state).items():
         lines[f"  {layer}"] = f"{count:,}"
-    lines["model_dir"] = model_dir
+    lines["model_dir"] = run.model_dir
     width = max(map(len, lines)) + 2
     return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
+
+
+def resolved(run: TrainingRun, *, use_xla: bool) -> dict[str, object]:
+    """Returns what came of the flags, for `config.json`."""
+    return {
+        "data": run.dataset.source,
+        "image_shape": run.dataset.image_shape,
+        "num_classes": run.dataset.num_classes,
+        "use_xla": use_xla,
+        "total_steps": run.plan.total_steps,
+        "steps_per_epoch": run.plan.steps_per_epoch,
+        "devices": list(run.strategy.extended.worker_devices),
+        "num_workers": run.cluster.num_workers,
+    }
 
 
 def describe_stop(model_dir: str, step: int, signal_name: str | None) -> str:
     """Returns the last words of a run that a signal stopped."""
     return (
-        f"stopped by {signal_name or 'a signal to another worker'} at step {step:,} and saved; the same command goes "
-        f"on from there (--model_dir={model_dir})"
+        f"stopped by {signal_name or 'a signal to another worker'} at step {step:,} "
+        f"and saved; the same command goes on from there (--model_dir={model_dir})"
     )
 
 
-def describe_end(run: TrainingRun, split: str, export_path: str | None) -> str:
+def describe_end(run: TrainingRun, export_path: str | None) -> str:
     """Returns the result of a run, and where what it made lies."""
     lines = []
     accuracy = run.log.last_eval_accuracy()
     if accuracy is not None:
-        lines.append(f"{split} accuracy  {accuracy:.2%}")
+        lines.append(f"{run.dataset.evaluation.name} accuracy  {accuracy:.2%}")
     lines.append(f"checkpoint     {checkpoint_dir(run.model_dir)}/ckpt-{run.step}")
     if export_path:
         lines.append(f"SavedModel     {export_path}")

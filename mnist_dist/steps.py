@@ -345,8 +345,19 @@ def count_correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(is_correct, tf.float32))
 
 
-def is_worth_compiling(model: keras.Model, strategy: tf.distribute.Strategy) -> bool:
-    """Whether XLA makes the loops faster: not where a CPU convolves or pools."""
+def should_compile(
+    choice: str, model: keras.Model, strategy: tf.distribute.Strategy
+) -> bool:
+    """Whether XLA compiles the loops.
+
+    Args:
+      choice: `on`, `off`, or `auto`: where it makes them faster, which it does not
+        where a CPU convolves or pools.
+      model: what they compute.
+      strategy: on what.
+    """
+    if choice != "auto":
+        return choice == "on"
     if device_type(strategy) != "CPU":
         return True
     forward = tf.function(lambda images: model(images, training=False))
@@ -364,15 +375,18 @@ def _as_it_is(function: Callable) -> Callable:
 def _probe(tensors: list[tf.Tensor]) -> tf.Tensor:
     """A scalar that is finite if and only if all values are (and do not overflow).
 
-    Sums by matrix products, which XLA does ten times faster than reductions on a CPU.
+    Sums by matrix products, which XLA does ten times faster than reductions on a CPU,
+    and few of them: each is a kernel of its own.
     """
-    sums = [
-        tf.reduce_sum(tf.reshape(t, [-1, t.shape[-1]]) @ tf.ones([t.shape[-1], 1]))
-        if t.shape.rank > 1
-        else tf.reduce_sum(t)
-        for t in tensors
-    ]
-    return tf.add_n(sums)
+
+    def row_sums(tensor: tf.Tensor) -> tf.Tensor:
+        if tensor.shape.rank < 2:
+            return tf.reshape(tensor, [-1])
+        width = tensor.shape[-1]
+        return tf.reshape(tf.reshape(tensor, [-1, width]) @ tf.ones([width, 1]), [-1])
+
+    sums = tf.concat([row_sums(t) for t in tensors], axis=0)
+    return tf.tensordot(sums, tf.ones_like(sums), axes=1)
 
 
 def _add_to_sums(

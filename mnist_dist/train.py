@@ -57,35 +57,24 @@ def become_evaluator() -> NoReturn:
 def train(cluster: Cluster, stop: StopRequest) -> int:
     """Runs the whole job; returns the exit code."""
     with program.quiet_imports():
-        import keras
-        import tensorflow as tf
-
         from mnist_dist import (
-            checkpoints,
+            data,
             distribution,
             layer_weights,
+            models,
             optimizers,
             report,
             run_directory,
-        )
-        from mnist_dist.data import load_dataset
-        from mnist_dist.device_data import fits_on_device
-        from mnist_dist.models import create_model
-        from mnist_dist.saved_model import export_saved_model
-        from mnist_dist.steps import (
-            create_evaluate_loop,
-            create_train_loop,
-            is_worth_compiling,
+            run_start,
+            saved_model,
+            steps,
+            trained_model,
         )
         from mnist_dist.train_state import TrainState
-        from mnist_dist.trained_model import load_run_config
         from mnist_dist.training import TrainingRun
 
-    # 1. What to train on: the data, and the devices.
-    keras.utils.set_random_seed(FLAGS.seed)
-    if FLAGS.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    dataset = load_dataset(FLAGS.data_dir, **pick("validation_examples"))
+    # 1. What to train on: the data, and the devices of all workers.
+    dataset = data.load_dataset(FLAGS.data_dir, **pick("validation_examples"))
     plan = train_flags.run_plan(len(dataset.train.labels))
     strategy = distribution.create_strategy(
         FLAGS.distribution_strategy,
@@ -93,11 +82,9 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         greeting=train_flags.shared() | {"data_checksum": dataset.checksum},
         is_stopping=lambda: stop.signal_name is not None,
         **pick("cluster_timeout peer_timeout num_gpus logical_cpus all_reduce_alg"),
+        **pick("deterministic"),
     )
     stop.listen()  # with several workers TensorFlow has taken SIGTERM
-    is_resident = fits_on_device(
-        FLAGS.data_on_device, num_bytes=dataset.num_bytes, strategy=strategy
-    )
 
     # 2. What to train: the model and every variable, once on each replica.
     update_rule = optimizers.create_update_rule(
@@ -109,7 +96,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         **pick("learning_rate warmup_steps"),
     )
     with strategy.scope():
-        model = create_model(
+        model = models.create_model(
             FLAGS.model,
             image_shape=dataset.image_shape,
             num_classes=dataset.num_classes,
@@ -124,9 +111,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         )
 
     # 3. How: the functions that keep a device busy, and the host beside them.
-    use_xla = FLAGS.enable_xla == "on" or (
-        FLAGS.enable_xla == "auto" and is_worth_compiling(model, strategy)
-    )
+    use_xla = steps.should_compile(FLAGS.enable_xla, model, strategy)
     run = TrainingRun(
         plan=plan,
         cluster=cluster,
@@ -134,7 +119,8 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         dataset=dataset,
         strategy=strategy,
         state=state,
-        train_loop=create_train_loop(
+        schedule=schedule,
+        train_loop=steps.create_train_loop(
             strategy,
             state,
             update_rule=update_rule,
@@ -143,42 +129,24 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
             use_xla=use_xla,
             **pick("global_batch_size seed label_smoothing clip_global_norm ema_decay"),
         ),
-        evaluate_loop=create_evaluate_loop(strategy, state, use_xla=use_xla),
-        schedule=schedule,
-        is_resident=is_resident,
+        evaluate_loop=steps.create_evaluate_loop(strategy, state, use_xla=use_xla),
         show_progress=FLAGS.progress,
-        **pick("model_dir global_batch_size seed"),
+        **pick("model_dir global_batch_size seed data_on_device"),
     )
-    settings = train_flags.shaping() | {"data_checksum": dataset.checksum}
-    if cluster.is_chief:
-        what = report.describe_run(
-            plan=plan,
-            dataset=dataset,
-            strategy=strategy,
-            state=state,
-            use_xla=use_xla,
-            is_resident=is_resident,
-            **pick("model_dir global_batch_size"),
-        )
-        print(what, flush=True)
 
-    # 4. Where this run left off, if it had begun: the chief tells the other workers.
-    arrays = None
+    # 4. Where it left off, if it had begun. The chief alone reads and writes the run.
+    settings = train_flags.shaping() | {"data_checksum": dataset.checksum}
+    start, lock = None, contextlib.ExitStack()
     if cluster.is_chief:
+        print(report.describe_run(run, use_xla=use_xla), flush=True)
         if not FLAGS.dry_run:
-            lock = run_directory.open_for_writing(FLAGS.model_dir)
-        if not FLAGS.overwrite:
-            if FLAGS.restore != "none" and not FLAGS.override_config:
-                run_directory.check_settings(FLAGS.model_dir, settings)
-            arrays = checkpoints.find_start(
-                run_directory.checkpoint_dirs(FLAGS.model_dir),
-                restore=FLAGS.restore,
-                specs=run.specs(),
-            )
-        if arrays is None and FLAGS.init_from:
-            initial = layer_weights.load_initial(FLAGS.init_from, model)
-            state.from_arrays(layer_weights.initial_arrays(initial))
-            print(layer_weights.describe_fit(initial), flush=True)
+            lock.enter_context(run_directory.open_for_writing(FLAGS.model_dir))
+        start = run_start.find_start(
+            model=model,
+            specs=run.specs(),
+            settings=settings,
+            **pick("model_dir restore overwrite override_config init_from"),
+        )
     if FLAGS.dry_run:
         distribution.leave_together(strategy)
         return 0
@@ -189,17 +157,15 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
             FLAGS.model_dir,
             settings=settings,
             flags=train_flags.values(),
-            resolved={"data": dataset.source, "image_shape": dataset.image_shape}
-            | {"num_classes": dataset.num_classes, "use_xla": use_xla}
-            | {"total_steps": plan.total_steps}
-            | {"steps_per_epoch": plan.steps_per_epoch}
-            | {"devices": list(strategy.extended.worker_devices)}
-            | {"num_workers": cluster.num_workers},
+            resolved=report.resolved(run, use_xla=use_xla),
         )
-    run.start(arrays)
-    if cluster.is_chief:
-        run.log.write_text("settings", report.settings_table(train_flags.values()))
-        run.log.write_text("model", report.model_table(state))
+    run.start(
+        start,
+        texts={
+            "settings": report.settings_table(train_flags.values()),
+            "model": report.model_table(state),
+        },
+    )
 
     # 5. Many steps in one call on the device; between two calls, what is due.
     with contextlib.closing(run):
@@ -214,25 +180,25 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
             if run.is_due(plan.summary_interval):
                 run.summarize()
         run.save()
+    was_stopped = run.is_stopping()
 
     # 6. What is left behind.
-    if run.is_stopping():
+    if was_stopped:
         print(report.describe_stop(FLAGS.model_dir, run.step, stop.signal_name))
     elif cluster.is_chief:
         export_path = None
         if FLAGS.export:
-            export_path = export_saved_model(
+            export_path = saved_model.export_saved_model(
                 state,
                 FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir),
-                config=load_run_config(FLAGS.model_dir),
+                config=trained_model.load_run_config(FLAGS.model_dir),
                 uses_ema=FLAGS.ema_decay > 0,
                 evaluation=dataset.evaluation,
             ).path
-        print(report.describe_end(run, dataset.evaluation.name, export_path))
-    if cluster.is_chief:
-        lock.close()
+        print(report.describe_end(run, export_path))
+    lock.close()
     distribution.leave_together(strategy)
-    return program.EXIT_STOPPED if run.is_stopping() else 0
+    return program.EXIT_STOPPED if was_stopped else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -10,7 +11,7 @@ from mnist_dist import checkpoints
 from mnist_dist.checkpoints import CheckpointWriter
 from mnist_dist.cluster import Cluster
 from mnist_dist.data import Dataset, ExampleStream
-from mnist_dist.device_data import DeviceSplit
+from mnist_dist.device_data import DeviceSplit, fits_on_device
 from mnist_dist.distribution import broadcast_from_chief
 from mnist_dist.errors import RunError
 from mnist_dist.evaluation import evaluate
@@ -54,27 +55,29 @@ class TrainingRun:
         schedule: Schedule,
         global_batch_size: int,
         seed: int,
-        is_resident: bool,
-        show_progress: bool,
+        data_on_device: str = "auto",
+        show_progress: bool = True,
     ) -> None:
         self.model_dir = model_dir
         self.plan = plan
+        self.dataset = dataset
+        self.strategy = strategy
         self.state = state
+        self.global_batch_size = global_batch_size
+        self.is_resident = fits_on_device(
+            data_on_device, num_bytes=dataset.num_bytes, strategy=strategy
+        )
         self.step = 0
-        self._strategy = strategy
-        self._cluster = cluster
+        self.cluster = cluster
         self._stop = stop
         self._train_loop = train_loop
         self._evaluate_loop = evaluate_loop
-        self._train_data = DeviceSplit(strategy, dataset.train, is_resident=is_resident)
-        self._eval_data = DeviceSplit(
-            strategy, dataset.evaluation, is_resident=is_resident
+        self._train_data, self._eval_data = (
+            DeviceSplit(strategy, split, is_resident=self.is_resident)
+            for split in (dataset.train, dataset.evaluation)
         )
-        self._eval_split = dataset.evaluation.name
         self._stream = ExampleStream(num_examples=len(dataset.train.labels), seed=seed)
         self._schedule = schedule
-        self._num_replicas = strategy.num_replicas_in_sync
-        self._global_batch_size = global_batch_size
         self._show_progress = show_progress
         self._writer = CheckpointWriter()
         self._saved_step = -1
@@ -84,7 +87,7 @@ class TrainingRun:
         self._rows = plan.steps_per_loop or max(
             min(MAX_INDICES // global_batch_size, 4096), 1
         )
-        if not is_resident:
+        if not self.is_resident:
             call_bytes = self._train_data.bytes_per_example * global_batch_size
             self._rows = max(min(self._rows, MAX_STREAMED_BYTES // call_bytes), 1)
         self._steps_per_call = float(self._rows if plan.steps_per_loop else 1)
@@ -92,21 +95,29 @@ class TrainingRun:
         self._is_told_to_stop = False
         self._train_seconds, self._train_examples = 0.0, 0
 
-    def start(self, arrays: checkpoints.Arrays | None) -> None:
-        """Compiles the loop, and continues from a checkpoint's arrays, if any.
+    def start(
+        self, arrays: checkpoints.Arrays | None, *, texts: Mapping[str, str]
+    ) -> None:
+        """Compiles the loop, and begins with the arrays that `find_start` found.
 
         Of several workers the chief has the arrays, and sends them to the others. What
         the directory holds of later steps is dropped or set aside.
+
+        Args:
+          arrays: a checkpoint's, initial weights, or None for the state as it is.
+          texts: Markdown for TensorBoard, by name.
         """
         has_eval = False
-        if self._cluster.is_chief:
+        if self.cluster.is_chief:
             if arrays is not None:
                 self.state.from_arrays(arrays)
             self.step = int(self.state.step.numpy())
             self._open_directory(arrays)
+            for name, text in texts.items():
+                self.log.write_text(name, text)
             has_eval = self.log.has_eval(self.step)
         shared = broadcast_from_chief(
-            self._strategy,
+            self.strategy,
             self.state.to_arrays() | self._best() | {"has_eval": np.array(has_eval)},
         )
         self.state.from_arrays(shared)
@@ -120,7 +131,7 @@ class TrainingRun:
             total_steps=self.plan.total_steps,
             first_step=self.step,
             stream=sys.stdout
-            if self._show_progress and self._cluster.is_chief
+            if self._show_progress and self.cluster.is_chief
             else None,
         )
 
@@ -152,7 +163,7 @@ class TrainingRun:
 
     def is_stopping(self) -> bool:
         """Whether a signal is to end the run, as all workers know after a call."""
-        if self._cluster.num_workers > 1:
+        if self.cluster.num_workers > 1:
             return self._is_told_to_stop
         return self._stop.signal_name is not None
 
@@ -164,7 +175,7 @@ class TrainingRun:
             self.plan.steps_to_next_event(self.step),
         )
         profile_first, profile_last = (
-            self.plan.profile_steps if self._cluster.is_chief else None
+            self.plan.profile_steps if self.cluster.is_chief else None
         ) or (None, None)
         if self.step == profile_first:
             tf.profiler.experimental.start(f"{self.model_dir}/train")
@@ -178,14 +189,14 @@ class TrainingRun:
             tf.profiler.experimental.stop()
 
         self._train_seconds += seconds
-        self._train_examples += num_steps * self._global_batch_size
+        self._train_examples += num_steps * self.global_batch_size
         if not self.plan.steps_per_loop:
             fitting = num_steps * SECONDS_PER_CALL / max(seconds, 1e-6)
             fitting = max(min(fitting, 8 * self._steps_per_call), 1.0)
             self._next_steps_per_call = fitting
             # Workers must run the same steps: the chief's wish, which they know later.
             self._steps_per_call = (
-                float(agreed[1]) if self._cluster.num_workers > 1 else fitting
+                float(agreed[1]) if self.cluster.num_workers > 1 else fitting
             )
         self._is_told_to_stop = bool(agreed[0] > 0)
         streak = int(self.state.nonfinite_streak.numpy())
@@ -202,7 +213,7 @@ class TrainingRun:
         examples = max(sums["examples"], 1.0)
         rate = self._train_examples / max(self._train_seconds, 1e-9)
         self._train_seconds, self._train_examples = 0.0, 0
-        if not self._cluster.is_chief:
+        if not self.cluster.is_chief:
             return
         metrics = {
             "epoch": self._epoch(),
@@ -222,7 +233,9 @@ class TrainingRun:
     def evaluate(self) -> None:
         """Evaluates, records the result, and keeps the checkpoint if it is the best."""
         result = evaluate(
-            self._evaluate_loop, self._eval_data, num_replicas=self._num_replicas
+            self._evaluate_loop,
+            self._eval_data,
+            num_replicas=self.strategy.num_replicas_in_sync,
         )
         self._evaluated_step = self.step
         self._evaluations_since_best += 1
@@ -230,26 +243,26 @@ class TrainingRun:
         if is_best:
             self._best_accuracy, self._best_step = result.accuracy, self.step
             self._evaluations_since_best = 0
-        if not self._cluster.is_chief:
+        if not self.cluster.is_chief:
             return
         self.log.write_eval(
             step=self.step,
             epoch=self._epoch(),
             loss=result.loss,
             accuracy=result.accuracy,
-            split=self._eval_split,
+            split=self.dataset.evaluation.name,
             num_examples=result.num_examples,
         )
         if is_best:
             self._write(best_dir(self.model_dir), max_to_keep=1)
         self.progress.message(
-            f"step {self.step:,}  {self._eval_split} accuracy {result.accuracy:.2%}  "
+            f"step {self.step:,}  {self.dataset.evaluation.name} accuracy {result.accuracy:.2%}  "
             f"loss {result.loss:.4f}  ({result.num_examples:,} images)"
         )
 
     def save(self) -> None:
         """Begins to write a checkpoint of this step, unless there is one."""
-        if self.step in (0, self._saved_step) or not self._cluster.is_chief:
+        if self.step in (0, self._saved_step) or not self.cluster.is_chief:
             return
         self._write(checkpoint_dir(self.model_dir), max_to_keep=self.plan.max_to_keep)
         self._saved_step = self.step
@@ -260,7 +273,7 @@ class TrainingRun:
             self._writer.close()
         finally:
             self.progress.close()  # first: what the log may raise needs a line of its own
-            if self._cluster.is_chief:
+            if self.cluster.is_chief:
                 self.log.close()
 
     def _open_directory(self, arrays: checkpoints.Arrays | None) -> None:
@@ -271,7 +284,7 @@ class TrainingRun:
         if self.step in checkpoints.list_checkpoints(directories[0]):
             self._saved_step = self.step
         self.log = RunLog(self.model_dir, resume_step=self.step)
-        if arrays is not None:
+        if arrays is not None and "best/step" in arrays:
             self._restore_best(arrays)
 
     def _restore_best(self, arrays: checkpoints.Arrays) -> None:
@@ -306,10 +319,10 @@ class TrainingRun:
         }
 
     def _epoch(self) -> float:
-        return self.step * self._global_batch_size / self._train_data.num_examples
+        return self.step * self.global_batch_size / self._train_data.num_examples
 
     def _indices(self, num_steps: int) -> np.ndarray:
-        batch = self._global_batch_size
+        batch = self.global_batch_size
         indices = np.zeros([self._rows, batch], np.int32)
         indices[:num_steps] = self._stream.indices(
             self.step * batch, num_steps * batch

@@ -25,7 +25,7 @@ with program.quiet_imports():
     from mnist_dist.data import ExampleStream, load_dataset
     from mnist_dist.models import create_model
     from mnist_dist.optimizers import create_schedule, create_update_rule
-    from mnist_dist.steps import create_train_loop, cross_entropy, is_worth_compiling
+    from mnist_dist.steps import create_train_loop, cross_entropy, should_compile
     from mnist_dist.train_state import TrainState
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
@@ -63,7 +63,7 @@ def ours(name: str, images: np.ndarray, labels: np.ndarray, batch: int) -> Peer:
         ),
         global_batch_size=batch,
         seed=SEED,
-        use_xla=is_worth_compiling(model, strategy),
+        use_xla=should_compile("auto", model, strategy),
     )
     data = tf.constant(images), tf.constant(labels)
     indices = np.arange(steps * batch, dtype=np.int32).reshape(steps, batch)
@@ -109,7 +109,7 @@ def keras_fit(
     if at_its_best:
         options = {
             "steps_per_execution": 50,
-            "jit_compile": is_worth_compiling(model, create_strategy()),
+            "jit_compile": should_compile("auto", model, create_strategy()),
         }
     model.compile(
         keras.optimizers.Adam(LEARNING_RATE),
