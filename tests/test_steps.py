@@ -34,6 +34,18 @@ def create_user_model(*, image_shape, num_classes):
     )
 
 
+def create_synchronized_model(*, image_shape, num_classes):
+    return keras.Sequential(
+        [
+            keras.Input(image_shape),
+            keras.layers.Conv2D(4, 3, use_bias=False, name="conv"),
+            keras.layers.BatchNormalization(name="norm", synchronized=True),
+            keras.layers.Flatten(),
+            keras.layers.Dense(num_classes, name="head"),
+        ]
+    )
+
+
 @pytest.fixture(scope="module")
 def split():
     rng = np.random.default_rng(0)
@@ -182,6 +194,27 @@ def test_batch_norm_statistics_are_averaged_over_replicas(create_strategy, split
     np.testing.assert_allclose(
         found["model/norm/moving_variance"], 0.99 + 0.01 * variance, rtol=1e-5
     )
+
+
+def test_synchronized_batch_norm_is_that_of_the_whole_batch(create_strategy, split):
+    name = f"{__name__}:create_synchronized_model"
+    one, two = create_strategy(1), create_strategy(2)
+    expected = train(one, split, *build(one, model=name))
+    found = train(two, split, *build(two, model=name))
+    assert_same(found, expected, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_bfloat16_computes_in_it_and_keeps_float32(replicas, create_strategy, split):
+    strategy = create_strategy(replicas)
+    expected = train(strategy, split, *build(strategy, optimizer="sgd"))
+    state, loop = build(strategy, optimizer="sgd", dtype="bfloat16")
+    found = train(strategy, split, state, loop)
+    assert {v.dtype for v in state.parameters} == {tf.float32}
+    assert state.model.get_layer("conv_layer_1").compute_dtype == "bfloat16"
+    assert_same(found, expected, rtol=0.05, atol=0.02)
+    # In float32 a replay would be equal to the last bit.
+    assert any(np.any(found[name] != expected[name]) for name in expected)
 
 
 def test_dropout_masks_differ_between_examples_and_replicas(create_strategy):
