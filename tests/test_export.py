@@ -9,7 +9,6 @@ import sys
 
 import keras
 import numpy as np
-import openvino
 import pytest
 import tensorflow as tf
 from run_factory import create_run, save_data_set
@@ -39,40 +38,6 @@ def export(fork_server, *flags):
     assert process.wait() == 0, process.stderr()
     assert process.stderr() == ""
     return process.stdout()
-
-
-def test_run_checkpoint_and_every_reader_agree_to_the_last_image(
-    trained, fork_server, mnist
-):
-    model_dir, num_correct = trained
-    path = f"{model_dir}/export/60"
-    evaluated = []
-    for flags in (f"--model_dir={model_dir}", f"--export_dir={model_dir}/export"):
-        process = fork_server.start("mnist_dist.evaluate", flags, "--format=json")
-        assert process.wait() == 0, process.stderr()
-        (result,) = json.loads(process.stdout())["models"]
-        evaluated.append(result["num_examples"] - result["num_errors"])
-    # A process that imports TensorFlow and nothing of ours.
-    program = (
-        "import os, sys, numpy as np, tensorflow as tf\n"
-        "images = tf.constant(np.load(sys.argv[2]))\n"
-        "serve = tf.saved_model.load(sys.argv[1]).signatures['serving_default']\n"
-        "np.save(sys.argv[3], serve(images=images)['classes'].numpy())\n"
-        "assert not any(name.startswith('mnist_dist') for name in sys.modules)\n"
-    )
-    images, answers = model_dir / "images.npy", model_dir / "answers.npy"
-    np.save(images, mnist.test.images)
-    command = [sys.executable, "-c", program, path, str(images), str(answers)]
-    subprocess.run(command, check=True, cwd="/", capture_output=True)
-    evaluated.append(int((np.load(answers) == mnist.test.labels).sum()))
-    compiled = openvino.Core().compile_model(
-        path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    classes = compiled(mnist.test.images)["classes"]
-    evaluated.append(int((classes == mnist.test.labels).sum()))
-    with open(f"{path}/model_card.json", encoding="utf-8") as file:
-        evaluated.append(json.load(file)["evaluation"]["num_correct"])
-    assert evaluated == [num_correct] * 5
 
 
 def test_export_writes_what_train_wrote(trained, fork_server, tmp_path):

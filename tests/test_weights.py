@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -51,26 +50,6 @@ def mlp(tmp_path_factory):
     # Two replicas: what reads the weights knows nothing of the strategy.
     succeed("train", f"--model_dir={path}", "--model=mlp", "--logical_cpus=2", *SHORT)
     return path
-
-
-def test_npy_files_in_a_model_built_by_hand_give_the_accuracy_of_the_run(
-    mlp, mnist, tmp_path
-):
-    folder = tmp_path / "layers"
-    succeed("weights", "save", f"--from={mlp}", f"--output={folder}")
-    model = keras.Sequential([keras.layers.Dense(128, "relu"), keras.layers.Dense(10)])
-    model.build([None, 784])
-    for layer, name in zip(
-        model.layers, ["dense_layer_1", "dense_layer_2"], strict=True
-    ):
-        layer.kernel.assign(np.load(folder / name / "kernel.npy"))
-        layer.bias.assign(np.load(folder / name / "bias.npy"))
-    images = mnist.test.images.reshape(-1, 784).astype(np.float32) / 255
-    num_correct = np.sum(np.argmax(model(images), axis=1) == mnist.test.labels)
-    with open(f"{mlp}/metrics.jsonl") as file:
-        evals = [r for r in map(json.loads, file) if r["kind"] == "eval"]
-    assert evals[-1]["step"] == 60
-    assert num_correct == round(evals[-1]["accuracy"] * 10_000)
 
 
 def test_list_gives_the_key_under_which_tensorflow_finds_each_weight(mlp):
