@@ -63,14 +63,14 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         from mnist_dist import (
             checkpoints,
             distribution,
-            layer_weights,
             optimizers,
             report,
             run_directory,
+            transplant,
         )
         from mnist_dist.data import load_dataset
         from mnist_dist.device_data import fits_on_device
-        from mnist_dist.models import create_model
+        from mnist_dist.models import create_model, freeze_layers
         from mnist_dist.saved_model import export_saved_model
         from mnist_dist.steps import (
             create_evaluate_loop,
@@ -115,7 +115,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
             num_classes=dataset.num_classes,
             **pick("seed dropout dtype"),
         )
-        layer_weights.freeze_layers(model, FLAGS.freeze)
+        freeze_layers(model, FLAGS.freeze)
         state = TrainState(
             model,
             slot_names=update_rule.slots,
@@ -176,9 +176,9 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
                 specs=run.specs(),
             )
         if arrays is None and FLAGS.init_from:
-            initial = layer_weights.load_initial(FLAGS.init_from, model)
-            state.from_arrays(layer_weights.initial_arrays(initial))
-            print(layer_weights.describe_fit(initial), flush=True)
+            initial = transplant.load_initial(FLAGS.init_from, model)
+            state.from_arrays(transplant.initial_arrays(initial))
+            print(transplant.describe_fit(initial), flush=True)
     if FLAGS.dry_run:
         distribution.leave_together(strategy)
         return 0
