@@ -246,6 +246,8 @@ def _load_lazily(
 @contextlib.contextmanager
 def _open(path: str) -> Iterator[IO[bytes]]:
     if path == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise InputError("standard input: found it closed, expected a file")
         yield sys.stdin.buffer
     else:
         with open_file(path) as (file, _):
