@@ -14,10 +14,8 @@ from mnist_dist.saved_model import (
     create_serving_module,
     inference_logits,
     noise_images,
-    prepare_directory,
-    publish,
-    staging_path,
 )
+from mnist_dist.staging import prepare_directory, publish, staging_path
 from mnist_dist.steps import normalize
 from mnist_dist.train_state import TrainState
 

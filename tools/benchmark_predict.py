@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -161,7 +161,7 @@ def compare(name: str, *, folder: str, images: np.ndarray, files: list[str]) -> 
     return True
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Compares with both models."""
     del argv
     images = load_dataset().test.images[: FILES.value]
