@@ -46,8 +46,9 @@ def main(argv: Sequence[str]) -> int:
     with program.quiet_imports():
         import tensorflow as tf
 
-        from mnist_dist import model_files, run_directory
+        from mnist_dist import run_directory
         from mnist_dist.evaluation import load_split
+        from mnist_dist.model_files import export_file
         from mnist_dist.saved_model import export_saved_model, list_versions
         from mnist_dist.trained_model import load_trained_model
 
@@ -71,23 +72,19 @@ def main(argv: Sequence[str]) -> int:
         logging.warning("no accuracy on the model card, for the run's data: %s", error)
         split = None
     directory = FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir)
+    about = {
+        "config": config,
+        "uses_ema": trained.uses_ema,
+        "evaluation": split,
+        "overwrite": FLAGS.overwrite,
+    }
     if FLAGS.format == "saved_model":
         export = export_saved_model(
-            trained.state,
-            directory,
-            config=config,
-            uses_ema=trained.uses_ema,
-            evaluation=split,
-            version=FLAGS.version,
-            overwrite=FLAGS.overwrite,
+            trained.state, directory, version=FLAGS.version, **about
         )
     else:
-        export = model_files.export_file(
-            trained.state,
-            directory,
-            file_format=FLAGS.format,
-            image_shape=config.image_shape,
-            overwrite=FLAGS.overwrite,
+        export = export_file(
+            trained.state, directory, file_format=FLAGS.format, **about
         )
 
     weights = "moving average of the weights" if trained.uses_ema else "weights"

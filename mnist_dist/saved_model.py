@@ -1,7 +1,6 @@
 """Export: a SavedModel that needs no code of ours, checked before it gets its name."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,20 +9,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import mnist_dist
 from mnist_dist import model_card
 from mnist_dist.checkpoints import nest
 from mnist_dist.data import Split
-from mnist_dist.errors import InputError, RunError
-from mnist_dist.evaluation import predict_split
+from mnist_dist.errors import InputError
 from mnist_dist.staging import prepare_directory, publish, staging_path
 from mnist_dist.steps import normalize
 from mnist_dist.train_state import TrainState, weight_path
 from mnist_dist.trained_model import RunConfig
+from mnist_dist.verification import (
+    check_logits,
+    evaluate_export,
+    inference_logits,
+    noise_images,
+)
 from mnist_dist.warmup_requests import save_warmup_requests
-
-# Raise it when what is exported of the same weights changes.
-EXPORT_FORMAT = 2
 
 SIGNATURES = ("serving_default", "serving_float", "serving_png")
 
@@ -51,11 +51,12 @@ def export_saved_model(
 ) -> Export:
     """Writes the state's inference weights as `directory/<version>/`.
 
-    Signatures: `serving_default` takes `images` uint8 [batch, height, width,
-    channels]; `serving_float` takes them as float32 in [0, 1]; `serving_png` takes
-    them as strings [batch], each a PNG or JPEG file of any size, which is resized to
-    height x width. All return `probabilities` float32 [batch, num_classes], `classes`
-    int64 [batch] and `logits` float32 [batch, num_classes].
+    Signatures, whose input `images` has one type each: `serving_default` takes uint8
+    [batch, height, width, channels]; `serving_float` float32 in [0, 1] of that shape;
+    `serving_png` strings [batch], each a PNG or JPEG file of any size, which is
+    resized to height x width. All return `probabilities` float32 [batch,
+    num_classes], `classes` int64 [batch] and `logits` float32 [batch, num_classes],
+    for a batch of any size, 0 too.
 
     Beside it lie `model_card.json` and TensorFlow Serving's warm-up requests. What
     is there already is never replaced unasked: where any version holds the same
@@ -77,23 +78,13 @@ def export_saved_model(
         be written to.
       RunError: writing it failed, or it does not predict what the model does.
     """
-    step = int(state.step.numpy())
-    number = step if version is None else version
+    number = int(state.step.numpy()) if version is None else version
     prepare_directory(directory)
-    weights = inference_arrays(state)
-    content = {
-        "export_format": EXPORT_FORMAT,
-        "model": state.model.name,
-        "dtype": state.model.compute_dtype,
-        "image_shape": list(config.image_shape),
-        "num_classes": config.num_classes,
-        "step": step,
-        "weights_sha256": model_card.weights_checksum(weights),
-    }
+    content = model_card.identify_model(state, config=config)
     taken = list_versions(directory)
     for existing in [number] if version is not None else taken:
         path = os.path.join(directory, str(existing))
-        if existing in taken and _holds(path, content):
+        if existing in taken and model_card.holds_model(path, content):
             return Export(path, is_new=False)
     if number in taken and not overwrite:
         if version is not None:
@@ -110,25 +101,11 @@ def export_saved_model(
         tf.saved_model.save(module, staging, signatures=signatures)
         save_warmup_requests(staging, _warmup_requests(config.image_shape))
         results = _verify(staging, state, config, evaluation)
-        model_card.save_model_card(
-            staging,
-            content
-            | {
-                "moving_average": uses_ema,
-                "num_parameters": sum(int(np.prod(p.shape)) for p in state.parameters),
-                "evaluation": results,
-                "data": _data_of(config),
-                "settings": config.contents.get("flags"),
-                "trained_with": config.contents.get("versions"),
-                "exported_with": {
-                    "mnist_dist": mnist_dist.__version__,
-                    "tensorflow": tf.__version__,
-                    "keras": keras.__version__,
-                    "numpy": np.__version__,
-                },
-                "signatures": _describe_signatures(signatures),
-            },
+        about = model_card.describe_model(
+            state, config=config, uses_ema=uses_ema, evaluation=results
         )
+        about["signatures"] = _describe_signatures(signatures)
+        model_card.save_model_card(staging, content | about)
         path = publish(staging, os.path.join(directory, str(number)), overwrite)
     return Export(path, is_new=True)
 
@@ -187,54 +164,6 @@ def create_serving_module(
     return module
 
 
-def inference_arrays(state: TrainState) -> dict[str, np.ndarray]:
-    """Copies the inference weights to the host, by `<layer>/<weight>`."""
-    keras_weights = state.keras_parameters + state.keras_statistics
-    return {
-        weight_path(state.model, k): v.numpy()
-        for k, v in zip(keras_weights, state.inference_weights(), strict=True)
-    }
-
-
-def inference_logits(state: TrainState, images: np.ndarray) -> np.ndarray:
-    """Returns the float32 logits of uint8 images, by the inference weights."""
-    keras_weights = state.keras_parameters + state.keras_statistics
-    weights = [tf.constant(v.numpy()) for v in state.inference_weights()]
-    with keras.StatelessScope(list(zip(keras_weights, weights, strict=True))):
-        logits = state.model(normalize(tf.constant(images)), training=False)
-    return tf.cast(logits, tf.float32).numpy()
-
-
-def check_logits(
-    path: str, found: np.ndarray, *, expected: np.ndarray, dtype: str
-) -> None:
-    """Compares what an export computes with what the model does.
-
-    Args:
-      path: of the export.
-      found: float32 [n, num_classes].
-      expected: the same.
-      dtype: that the model computes in.
-
-    Raises:
-      RunError: they differ by more than rounding does.
-    """
-    # bfloat16 rounds to 8 bits, and may do so in another order here.
-    tolerance = 1e-4 if dtype == "float32" else 2e-2
-    if not np.allclose(found, expected, rtol=tolerance, atol=tolerance * 10):
-        worst = np.max(np.abs(found - expected))
-        raise RunError(
-            f"{path}: its logits differ from the model's by up to {worst}; it was not "
-            "published"
-        )
-
-
-def noise_images(image_shape: tuple[int, int, int], count: int) -> np.ndarray:
-    """Returns uint8 [count, height, width, channels], always the same."""
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (count, *image_shape), np.uint8)
-
-
 def list_versions(directory: str) -> list[int]:
     """Returns the versions in a directory, newest first."""
     names = os.listdir(directory) if os.path.isdir(directory) else []
@@ -267,31 +196,11 @@ def _verify(
             expected=expected,
             dtype=state.model.compute_dtype,
         )
-    if split is None:
-        return None
-    (predictions,), _ = predict_split(
-        [lambda x: serve["serving_default"](images=tf.constant(x))["logits"].numpy()],
+    return evaluate_export(
+        lambda x: serve["serving_default"](images=tf.constant(x))["logits"].numpy(),
         split,
         num_classes=config.num_classes,
     )
-    num_correct = int(np.sum(predictions.classes == split.labels))
-    loss = float(np.mean(predictions.losses))
-    return {
-        "split": split.name,
-        "num_examples": len(split.labels),
-        "num_correct": num_correct,
-        "accuracy": num_correct / len(split.labels),
-        "loss": loss if math.isfinite(loss) else None,
-    }
-
-
-def _holds(path: str, content: dict[str, Any]) -> bool:
-    """Whether a version is whole and of this content."""
-    try:
-        card = model_card.load_model_card(path)
-    except InputError:
-        return False
-    return card is not None and all(card.get(k) == v for k, v in content.items())
 
 
 def _warmup_requests(
@@ -321,14 +230,4 @@ def _describe_signatures(signatures: dict[str, Any]) -> dict[str, Any]:
             "outputs": describe(function.get_concrete_function().structured_outputs),
         }
         for name, function in signatures.items()
-    }
-
-
-def _data_of(config: RunConfig) -> dict[str, Any]:
-    resolved = config.contents.get("resolved", {})
-    return {
-        "source": resolved.get("data"),
-        "data_dir": config.data_dir,
-        "sha256": config.data_checksum,
-        "validation_examples": config.validation_examples,
     }

@@ -1,11 +1,13 @@
 """The export program, on a run that was really trained."""
 
+import hashlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -104,12 +106,22 @@ def test_one_file_predicts_the_test_set_as_the_saved_model_does(
     expected = serve(images=tf.constant(mnist.test.images))["logits"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert int((found.argmax(axis=1) == mnist.test.labels).sum()) == num_correct
+    card = json.loads((tmp_path / f"model-60.{file_format}.json").read_text())
+    assert card["evaluation"]["num_correct"] == num_correct
+    assert (card["step"], card["moving_average"]) == (60, True)
+    checksum = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert card["files"] == {f"model-60.{file_format}": checksum}
     assert "(it was there, the same model)" in export(fork_server, *flags)
     process = start_export(fork_server, *flags, "--nouse_ema")
     assert process.wait() == 2
     assert "found another model" in process.stderr()
     export(fork_server, *flags, "--nouse_ema", "--overwrite")
-    assert os.listdir(tmp_path) == [f"model-60.{file_format}"]
+    names = [f"model-60.{file_format}", f"model-60.{file_format}.json"]
+    assert sorted(os.listdir(tmp_path)) == names
+    os.truncate(path, 1000)
+    process = start_export(fork_server, *flags, "--nouse_ema")
+    assert process.wait() == 2
+    assert "found another model" in process.stderr()
 
 
 def test_killed_export_leaves_no_version_and_the_next_one_clears_up(
