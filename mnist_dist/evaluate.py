@@ -97,7 +97,10 @@ def main(argv: Sequence[str]) -> int:
     _check_flags()
     with program.quiet_imports():
         from mnist_dist import distribution
+        from mnist_dist.staging import create_directory
 
+    if FLAGS.summary_dir:
+        create_directory(FLAGS.summary_dir, flag="--summary_dir")
     strategy = distribution.create_strategy(
         "one_device" if FLAGS.export_dir else FLAGS.distribution_strategy,
         num_gpus=FLAGS.num_gpus,

@@ -17,19 +17,26 @@ def prepare_directory(directory: str) -> None:
     Raises:
       InputError: it is a file, or cannot be written to.
     """
+    create_directory(directory, flag="--export_dir")
+    _remove_leftovers(directory)
+
+
+def create_directory(directory: str, *, flag: str) -> None:
+    """Creates a directory to write to, which a flag names.
+
+    Raises:
+      InputError: it is a file, or cannot be written to.
+    """
     try:
         os.makedirs(directory, exist_ok=True)
         is_writable = os.access(directory, os.W_OK)
     except OSError as error:
         raise InputError(
-            f"--export_dir: found {directory!r}, where no directory can be made: "
+            f"{flag}: found {directory!r}, where no directory can be made: "
             f"{error.strerror}"
         ) from error
     if not is_writable:
-        raise InputError(
-            f"--export_dir: found {directory!r}, expected a directory to write to"
-        )
-    _remove_leftovers(directory)
+        raise InputError(f"{flag}: found {directory!r}, expected one to write to")
 
 
 @contextlib.contextmanager

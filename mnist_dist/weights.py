@@ -16,6 +16,8 @@ change the newest checkpoint of a run that is not going on: `load` all of the so
 nothing, `transplant` what fits. A new run takes a layer file by `train --init_from`.
 """
 
+import functools
+import itertools
 import json
 import math
 import time
@@ -31,13 +33,17 @@ if TYPE_CHECKING:
     from mnist_dist.checkpoints import Arrays
     from mnist_dist.weight_sources import Weights
 
+# Of a list given twice absl would keep the last, in silence.
+_names = functools.partial(
+    flags.DEFINE_multi, flags.ListParser(), flags.CsvListSerializer(",")
+)
 flags.DEFINE_string("from", None, "Where weights come from.")
 flags.DEFINE_string("to", None, "What `diff` compares --from with.")
 flags.DEFINE_string("model_dir", None, "The run that is listed or changed.")
 flags.DEFINE_string("checkpoint", "latest", "Of a run: latest, best, or a step.")
 flags.DEFINE_bool("use_ema", None, "The moving average of weights. Default: if kept.")
-flags.DEFINE_list("layers", [], "Layers to take. Default: all.")
-flags.DEFINE_list("map", [], "FROM:TO,...: layers to take, and their new names.")
+_names("layers", [], "Layers to take, NAME,... Default: all. May be repeated.")
+_names("map", [], "FROM:TO,...: layers, and their new names. May be repeated.")
 flags.DEFINE_string("output", None, "F.npz, or a new folder for .npy files.")
 flags.DEFINE_integer("step", None, "Checkpoint to go back to.", lower_bound=0)
 flags.DEFINE_enum("format", "table", ["table", "json"], "Of what is printed.")
@@ -226,8 +232,8 @@ def _check_command_line(arguments: Sequence[str]) -> _Action:
 
 def _layer_map() -> list[tuple[str, str]]:
     """What --map and --layers name, as pairs of a layer's name there and here."""
-    pairs = [(layer, layer) for layer in FLAGS.layers]
-    for text in FLAGS.map:
+    pairs = [(layer, layer) for layer in _layers()]
+    for text in itertools.chain(*FLAGS.map):
         source, colon, target = text.partition(":")
         if not (source and colon and target) or ":" in target:
             raise InputError(
@@ -235,6 +241,10 @@ def _layer_map() -> list[tuple[str, str]]:
             )
         pairs.append((source, target))
     return pairs
+
+
+def _layers() -> list[str]:
+    return list(itertools.chain(*FLAGS.layers))
 
 
 def _load(flag: str) -> "Weights":
@@ -254,9 +264,9 @@ def _load(flag: str) -> "Weights":
 def _selected(weights: "Weights") -> "Arrays":
     from mnist_dist.layer_weights import select_layers
 
-    if not FLAGS.layers:
+    if not _layers():
         return weights.arrays
-    return select_layers(weights.arrays, FLAGS.layers, where=weights.source)
+    return select_layers(weights.arrays, _layers(), where=weights.source)
 
 
 def _layers_of(weights: "Weights") -> list[str]:

@@ -73,6 +73,19 @@ def test_saved_model_holds_the_weights_that_save_takes(mlp):
     assert [r["num_different"] for r in found] == [0, 0]
 
 
+def test_layers_named_in_one_flag_or_several_are_all_taken(mlp, tmp_path):
+    both = "dense_layer_1:a", "dense_layer_2:b"
+    flags = [f"--from={mlp}", f"--output={tmp_path}/one.npz"]
+    succeed("weights", "transplant", *flags, f"--map={','.join(both)}")
+    flags[1] = f"--output={tmp_path}/several.npz"
+    succeed("weights", "transplant", *flags, *(f"--map={pair}" for pair in both))
+    for name in ("one", "several"):
+        with np.load(tmp_path / f"{name}.npz") as file:
+            assert set(file) == {"a/bias", "a/kernel", "b/bias", "b/kernel"}
+    layers = ["--layers=dense_layer_1", "--layers=dense_layer_2"]
+    assert len(rows("list", f"--from={mlp}", *layers)) == 4
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_first_layer_of_a_run_in_a_network_of_ones_own_in_two_commands(
     frozen, mlp, tmp_path
