@@ -101,12 +101,7 @@ def main(argv: Sequence[str]) -> int:
 def _check_flags() -> None:
     if not FLAGS.model_dir:
         raise InputError("--model_dir: found nothing, expected the directory of a run")
-    if FLAGS.checkpoint not in ("latest", "best") and not (
-        FLAGS.checkpoint.isascii() and FLAGS.checkpoint.isdigit()
-    ):
-        raise InputError(
-            f"--checkpoint: found {FLAGS.checkpoint!r}, expected latest, best or a step"
-        )
+    program.check_checkpoint(FLAGS.checkpoint)
     if FLAGS.version is not None and FLAGS.format != "saved_model":
         raise InputError(
             f"--version: found {FLAGS.version} with --format={FLAGS.format}, expected "

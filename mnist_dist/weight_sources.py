@@ -28,7 +28,7 @@ from mnist_dist.layer_files import (
 from mnist_dist.run_directory import checkpoint_dirs
 from mnist_dist.saved_model import list_versions
 from mnist_dist.train_state import weight_path
-from mnist_dist.trained_model import read_checkpoint
+from mnist_dist.trained_model import read_checkpoint, weights_source
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
@@ -111,13 +111,7 @@ def _from_checkpoint(
 ) -> Weights:
     if "step" not in arrays:
         return _by_variable_names(prefix, arrays)
-    has_ema = any(name.startswith("ema/") for name in arrays)
-    if use_ema and not has_ema:
-        raise InputError(
-            f"--use_ema: {prefix} holds no moving average: the run was trained with "
-            "--ema_decay=0"
-        )
-    kind = "ema/" if has_ema and use_ema is not False else "model/"
+    kind = weights_source(arrays, prefix=prefix, use_ema=use_ema)
     return _under(prefix, arrays, kind)
 
 

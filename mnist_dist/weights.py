@@ -219,13 +219,7 @@ def _check_command_line(arguments: Sequence[str]) -> _Action:
         raise InputError(
             f"--model_dir and --output: found {found}, expected one of them"
         )
-    checkpoint = FLAGS.checkpoint
-    if checkpoint not in ("latest", "best") and not (
-        checkpoint.isascii() and checkpoint.isdigit()
-    ):
-        raise InputError(
-            f"--checkpoint: found {checkpoint!r}, expected latest, best or a step"
-        )
+    program.check_checkpoint(FLAGS.checkpoint)
     _layer_map()
     return action
 
