@@ -97,7 +97,10 @@ def main(argv: Sequence[str]) -> int:
     _check_flags()
     with program.quiet_imports():
         from mnist_dist import distribution
+        from mnist_dist.staging import create_directory
 
+    if FLAGS.summary_dir:
+        create_directory(FLAGS.summary_dir, flag="--summary_dir")
     strategy = distribution.create_strategy(
         "one_device" if FLAGS.export_dir else FLAGS.distribution_strategy,
         num_gpus=FLAGS.num_gpus,
@@ -369,12 +372,7 @@ def _check_flags() -> None:
             f"--model_dir and --export_dir: found {'both' if FLAGS.model_dir else 'neither'}"
             ", expected one of the two"
         )
-    if FLAGS.checkpoint not in ("latest", "best") and not (
-        FLAGS.checkpoint.isascii() and FLAGS.checkpoint.isdigit()
-    ):
-        raise InputError(
-            f"--checkpoint: found {FLAGS.checkpoint!r}, expected latest, best or a step"
-        )
+    program.check_checkpoint(FLAGS.checkpoint)
     if FLAGS.export_dir:
         for name in _RUN_FLAGS:
             if FLAGS[name].present:

@@ -18,6 +18,7 @@ from mnist_dist.classification_report import (
     format_report,
     surest_mistakes,
 )
+from mnist_dist.errors import RunError
 
 _GRID = 6  # mistakes shown, a row and a column
 _CELL_PIXELS = 24  # of a confusion matrix, which TensorBoard would blur
@@ -26,7 +27,6 @@ _MAX_DRAWN_CLASSES = 128
 
 def save_record(directory: str, step: int, record: dict[str, Any]) -> None:
     """Writes the JSON file of a step."""
-    os.makedirs(directory, exist_ok=True)
     text = json.dumps(record, allow_nan=False) + "\n"
     _write_whole(record_path(directory, step), text.encode())
 
@@ -65,7 +65,6 @@ def save_summaries(
       report: what came out; its `loss` and `accuracy` have the trainer's tags.
       images: uint8 [n, height, width, channels], those of the report.
     """
-    os.makedirs(directory, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         with tf.summary.create_file_writer(folder).as_default(step=step) as writer:
             tf.summary.scalar("loss", report.loss)
@@ -134,9 +133,14 @@ def _as_code(text: str) -> str:
 
 
 def _write_whole(path: str, content: bytes) -> None:
-    staging = os.path.join(os.path.dirname(path), f".writing-{os.getpid()}")
-    with open(staging, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staging, path)
+    directory = os.path.dirname(path)
+    staging = os.path.join(directory, f".writing-{os.getpid()}")
+    try:
+        os.makedirs(directory, exist_ok=True)
+        with open(staging, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staging, path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror})") from error

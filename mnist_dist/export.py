@@ -46,8 +46,9 @@ def main(argv: Sequence[str]) -> int:
     with program.quiet_imports():
         import tensorflow as tf
 
-        from mnist_dist import model_files, run_directory
+        from mnist_dist import run_directory
         from mnist_dist.evaluation import load_split
+        from mnist_dist.model_files import export_file
         from mnist_dist.saved_model import export_saved_model, list_versions
         from mnist_dist.trained_model import load_trained_model
 
@@ -71,23 +72,19 @@ def main(argv: Sequence[str]) -> int:
         logging.warning("no accuracy on the model card, for the run's data: %s", error)
         split = None
     directory = FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir)
+    about = {
+        "config": config,
+        "uses_ema": trained.uses_ema,
+        "evaluation": split,
+        "overwrite": FLAGS.overwrite,
+    }
     if FLAGS.format == "saved_model":
         export = export_saved_model(
-            trained.state,
-            directory,
-            config=config,
-            uses_ema=trained.uses_ema,
-            evaluation=split,
-            version=FLAGS.version,
-            overwrite=FLAGS.overwrite,
+            trained.state, directory, version=FLAGS.version, **about
         )
     else:
-        export = model_files.export_file(
-            trained.state,
-            directory,
-            file_format=FLAGS.format,
-            image_shape=config.image_shape,
-            overwrite=FLAGS.overwrite,
+        export = export_file(
+            trained.state, directory, file_format=FLAGS.format, **about
         )
 
     weights = "moving average of the weights" if trained.uses_ema else "weights"
@@ -104,12 +101,7 @@ def main(argv: Sequence[str]) -> int:
 def _check_flags() -> None:
     if not FLAGS.model_dir:
         raise InputError("--model_dir: found nothing, expected the directory of a run")
-    if FLAGS.checkpoint not in ("latest", "best") and not (
-        FLAGS.checkpoint.isascii() and FLAGS.checkpoint.isdigit()
-    ):
-        raise InputError(
-            f"--checkpoint: found {FLAGS.checkpoint!r}, expected latest, best or a step"
-        )
+    program.check_checkpoint(FLAGS.checkpoint)
     if FLAGS.version is not None and FLAGS.format != "saved_model":
         raise InputError(
             f"--version: found {FLAGS.version} with --format={FLAGS.format}, expected "

@@ -11,7 +11,6 @@ import collections
 import contextlib
 import dataclasses
 import gzip
-import io
 import itertools
 import math
 import os
@@ -23,22 +22,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mnist_dist import pictures
 from mnist_dist.data.idx import read_idx_header
-from mnist_dist.data.npz import read_npy_header
+from mnist_dist.data.npy import read_npy_header
 from mnist_dist.data.reading import ByteStream, open_file, quoted
 from mnist_dist.errors import InputError
 
 STANDARD_INPUT = "-"
-MAX_PIXELS = 1 << 26  # of one picture: decoded, a quarter of a gigabyte
-MAX_ENCODED_BYTES = 1 << 28  # of one picture
 
-# Pillow reads more; what nobody keeps digits in is only a way to be attacked.
-_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
-# A photograph is scaled down to not less than this, which leaves enough of a digit
-# that fills a tenth of it.
-_ENOUGH_PIXELS = 1024
 # What is read while the device computes.
 _TASKS_AHEAD = 8
 _FILES_A_TASK = 16
@@ -48,9 +40,6 @@ _CHUNK_BYTES = 1 << 18  # set aside before it is known to be there
 _GZIP = b"\x1f\x8b"
 _NPY = b"\x93NUM"
 _IDX = re.compile(rb"\0\0[\x08-\x0e][\1-\xff]")
-
-# Here, once: Pillow would do it on the first odd file, in several threads.
-Image.init()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -218,8 +207,8 @@ def _load(path: str, prepare: Callable[..., np.ndarray], piece_size: int) -> _Pi
             head = file.read(4)
             if not _is_array(head):
                 # Not more than it may be: reading sets aside what is asked for.
-                data = head + file.read(min(size, MAX_ENCODED_BYTES))
-                picture = _decode(data, name=name)
+                data = head + file.read(min(size, pictures.MAX_ENCODED_BYTES))
+                picture = pictures.decode_picture(data, name=name)
                 return [(None, prepare(picture[np.newaxis], name=name))]
     return _load_lazily(path, prepare, piece_size)
 
@@ -233,8 +222,8 @@ def _load_lazily(
         if not _is_array(head):
             if not head:
                 raise InputError(f"{name}: found nothing, expected a picture or array")
-            data = head + _read_up_to(file, MAX_ENCODED_BYTES)
-            picture = _decode(data, name=name)
+            data = head + _read_up_to(file, pictures.MAX_ENCODED_BYTES)
+            picture = pictures.decode_picture(data, name=name)
             yield None, prepare(picture[np.newaxis], name=name)
             return
         first = 0
@@ -246,6 +235,8 @@ def _load_lazily(
 @contextlib.contextmanager
 def _open(path: str) -> Iterator[IO[bytes]]:
     if path == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise InputError("standard input: found it closed, expected a file")
         yield sys.stdin.buffer
     else:
         with open_file(path) as (file, _):
@@ -306,8 +297,6 @@ def _read_npy(
         stream,  # type: ignore[arg-type]  # it only ever reads from it
         name=name,
     )
-    if dtype.hasobject:
-        raise InputError(f"{name}: found pickled Python objects, never loaded")
     is_picture = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
     is_batch = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
     if dtype != np.uint8 or not (is_picture or is_batch) or min(shape) < 1:
@@ -329,8 +318,8 @@ def _read_pieces(
     stream: ByteStream, shape: tuple[int, ...], piece_size: int, *, name: str
 ) -> Iterator[np.ndarray]:
     num_images, height, width, *_ = shape
-    if height * width > MAX_PIXELS:
-        raise _too_large(width, height, name=name)
+    if height * width > pictures.MAX_PIXELS:
+        raise pictures.too_large(width, height, name=name)
     image_bytes = math.prod(shape[1:])
     step = max(min(piece_size, _PIECE_BYTES // image_bytes), 1)
     for first in range(0, num_images, step):
@@ -361,68 +350,3 @@ def _read_up_to(stream: ByteStream, num_bytes: int) -> bytearray:
             break
         data += chunk
     return data
-
-
-def _decode(data: bytes, *, name: str) -> np.ndarray:
-    """Decodes a picture to uint8 [h, w] or [h, w, 3], large ones scaled down."""
-    if len(data) > MAX_ENCODED_BYTES:
-        raise InputError(
-            f"{name}: found more than {MAX_ENCODED_BYTES} bytes, expected fewer"
-        )
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise _too_large(image.width, image.height, name=name)
-            # Decodes a JPEG at a half, a quarter or an eighth: less work.
-            image.draft(None, (_ENOUGH_PIXELS, _ENOUGH_PIXELS))
-            image.load()
-            if image.format == "PNG":
-                # Pillow decodes what fits, whatever the checksums say.
-                with Image.open(io.BytesIO(data), formats=["PNG"]) as unread:
-                    unread.verify()
-            ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(_simplify(image, name=name))
-    except InputError:
-        raise
-    except UnidentifiedImageError as error:
-        raise InputError(
-            f"{name}: found 0x{data[:4].hex()} at its start, expected a picture "
-            f"({', '.join(_FORMATS)}), .npy or IDX"
-        ) from error
-    # Decoders raise nearly anything on damaged data.
-    except Exception as error:
-        raise InputError(f"{name}: a picture that cannot be read ({error})") from error
-
-
-def _simplify(image: Image.Image, *, name: str) -> Image.Image:
-    """Returns the picture grey or in colour, 8 bits a channel, opaque, not large."""
-    if image.mode == "F":
-        raise InputError(f"{name}: found pixels of floats, expected integers")
-    if image.mode.startswith("I"):  # 16 bits: divided by 257 and rounded
-        levels = (np.clip(np.asarray(image), 0, 65407) + 128) // 257
-        image = Image.fromarray(levels.astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-    else:
-        image = image.convert("L" if image.mode in ("1", "L") else "RGB")
-    factor = min(image.width, image.height) // _ENOUGH_PIXELS
-    if factor > 1:
-        image = image.reduce(factor)
-    return _lay_on_paper(image) if image.mode == "RGBA" else image
-
-
-def _lay_on_paper(image: Image.Image) -> Image.Image:
-    """Makes an RGBA picture opaque: on white if what is seen of it is dark, or black."""
-    weights = np.asarray(image.getchannel("A"), np.float32)
-    if weights.min() < 255:
-        luma = np.asarray(image.convert("L"))
-        is_light = weights.any() and np.average(luma, weights=weights) > 127
-        paper = Image.new("RGBA", image.size, "black" if is_light else "white")
-        image = Image.alpha_composite(paper, image)
-    return image.convert("RGB")
-
-
-def _too_large(width: int, height: int, *, name: str) -> InputError:
-    return InputError(
-        f"{name}: found {width}x{height} pixels, expected at most {MAX_PIXELS}"
-    )

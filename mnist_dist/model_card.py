@@ -1,4 +1,8 @@
-"""`model_card.json`: what an exported model is, whence it came, and its files' sums."""
+"""What an exported model is, whence it came, and its files' sums, in a JSON file.
+
+The card of a SavedModel lies in it, `model_card.json`; that of a file beside it, as
+`model-100.keras.json`.
+"""
 
 import hashlib
 import json
@@ -6,30 +10,93 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
+import mnist_dist
 from mnist_dist.errors import InputError
+from mnist_dist.train_state import TrainState, weight_path
+from mnist_dist.trained_model import RunConfig
 
 FILE_NAME = "model_card.json"
 
+# Raise it when what is exported of the same weights changes.
+EXPORT_FORMAT = 2
 
-def save_model_card(directory: str, card: Mapping[str, Any]) -> None:
-    """Writes the card of a SavedModel, with the checksums of all its other files.
+
+def identify_model(state: TrainState, *, config: RunConfig) -> dict[str, Any]:
+    """Returns the part of a card that tells one export from another."""
+    return {
+        "export_format": EXPORT_FORMAT,
+        "model": state.model.name,
+        "dtype": state.model.compute_dtype,
+        "image_shape": list(config.image_shape),
+        "num_classes": config.num_classes,
+        "step": int(state.step.numpy()),
+        "weights_sha256": _weights_checksum(state),
+    }
+
+
+def describe_model(
+    state: TrainState,
+    *,
+    config: RunConfig,
+    uses_ema: bool,
+    evaluation: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Returns the part of a card that tells whence a model came.
 
     Args:
-      directory: a version directory, not yet published, with everything else in it.
+      state: what was trained.
+      config: of the run.
+      uses_ema: whether the inference weights are a moving average.
+      evaluation: what it gets right; None if that is not known.
+    """
+    return {
+        "moving_average": uses_ema,
+        "num_parameters": sum(int(np.prod(p.shape)) for p in state.parameters),
+        "evaluation": evaluation,
+        "data": {
+            "source": config.contents.get("resolved", {}).get("data"),
+            "data_dir": config.data_dir,
+            "sha256": config.data_checksum,
+            "validation_examples": config.validation_examples,
+        },
+        "settings": config.contents.get("flags"),
+        "trained_with": config.contents.get("versions"),
+        "exported_with": {
+            "mnist_dist": mnist_dist.__version__,
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def card_path(path: str) -> str:
+    """Returns where the card of a SavedModel or of a file lies."""
+    return os.path.join(path, FILE_NAME) if os.path.isdir(path) else f"{path}.json"
+
+
+def save_model_card(path: str, card: Mapping[str, Any]) -> None:
+    """Writes the card of an export, with the checksums of all its files.
+
+    Args:
+      path: of a SavedModel or a file, not yet published, with nothing left to write.
       card: what is to be said.
     """
-    files = {
-        name: _file_checksum(os.path.join(directory, name))
-        for name in list_files(directory)
-    }
-    with open(os.path.join(directory, FILE_NAME), "w", encoding="utf-8") as file:
+    directory, names = _list_files(path)
+    files = {name: _file_checksum(os.path.join(directory, name)) for name in names}
+    with open(card_path(path), "w", encoding="utf-8") as file:
         file.write(json.dumps({**card, "files": files}, indent=2) + "\n")
 
 
-def load_model_card(directory: str) -> dict[str, Any] | None:
-    """Reads the card of a SavedModel and checks the files it lists.
+def load_model_card(path: str) -> dict[str, Any] | None:
+    """Reads the card of an export and checks the files it lists.
+
+    Args:
+      path: of a SavedModel or a file.
 
     Returns:
       The card, or None where there is none: other tools write none.
@@ -37,45 +104,63 @@ def load_model_card(directory: str) -> dict[str, Any] | None:
     Raises:
       InputError: it is not JSON, or a file is missing or not as it was written.
     """
-    path = os.path.join(directory, FILE_NAME)
-    if not os.path.exists(path):
+    written = card_path(path)
+    if not os.path.exists(written):
         return None
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(written, encoding="utf-8") as file:
             card = json.load(file)
         files = dict(card["files"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{path}: expected a model card as JSON, found: {error}"
+            f"{written}: expected a model card as JSON, found: {error}"
         ) from error
+    directory, names = _list_files(path)
     for name, expected in files.items():
-        if name not in list_files(directory):
+        if name not in names:
             raise InputError(
-                f"{directory}: {name} is missing, which {FILE_NAME} lists: it is "
-                "damaged or half copied"
+                f"{path}: {name} is missing, which {os.path.basename(written)} lists: "
+                "it is damaged or half copied"
             )
         found = _file_checksum(os.path.join(directory, name))
         if found != expected:
             raise InputError(
                 f"{os.path.join(directory, name)}: found SHA-256 {found[:12]}..., "
-                f"expected {str(expected)[:12]}... as {FILE_NAME} says: it is damaged "
-                "or half copied"
+                f"expected {str(expected)[:12]}... as {os.path.basename(written)} "
+                "says: it is damaged or half copied"
             )
     return card
 
 
-def list_files(directory: str) -> list[str]:
-    """Returns all files below a SavedModel's directory, but not its card, by name."""
-    paths = [
-        os.path.relpath(os.path.join(folder, name), directory)
-        for folder, _, names in os.walk(directory)
+def holds_model(path: str, content: Mapping[str, Any]) -> bool:
+    """Whether what lies there is whole and what `identify_model` says."""
+    try:
+        card = load_model_card(path)
+    except InputError:
+        return False
+    return card is not None and all(card.get(k) == v for k, v in content.items())
+
+
+def _list_files(path: str) -> tuple[str, list[str]]:
+    """Returns a directory and the export's files in it, without the card, by name."""
+    if not os.path.isdir(path):
+        directory, name = os.path.split(path)
+        return directory, [name] if os.path.exists(path) else []
+    names = [
+        os.path.relpath(os.path.join(folder, name), path)
+        for folder, _, names in os.walk(path)
         for name in names
     ]
-    return sorted(path for path in paths if path != FILE_NAME)
+    return path, sorted(name for name in names if name != FILE_NAME)
 
 
-def weights_checksum(weights: Mapping[str, np.ndarray]) -> str:
-    """Returns the SHA-256 (hex) of named arrays: names, shapes, dtypes and values."""
+def _weights_checksum(state: TrainState) -> str:
+    """SHA-256 (hex) of the inference weights: names, shapes, dtypes and values."""
+    keras_weights = state.keras_parameters + state.keras_statistics
+    weights = {
+        weight_path(state.model, k): v.numpy()
+        for k, v in zip(keras_weights, state.inference_weights(), strict=True)
+    }
     digest = hashlib.sha256()
     for name in sorted(weights):
         array = np.ascontiguousarray(weights[name])

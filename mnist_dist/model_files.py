@@ -7,19 +7,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mnist_dist import model_card
+from mnist_dist.data import Split
 from mnist_dist.errors import InputError
-from mnist_dist.saved_model import (
-    Export,
-    check_logits,
-    create_serving_module,
-    inference_logits,
-    noise_images,
-    prepare_directory,
-    publish,
-    staging_path,
-)
+from mnist_dist.evaluation import LogitsFunction
+from mnist_dist.saved_model import Export, create_serving_module
+from mnist_dist.staging import prepare_directory, publish, staging_path
 from mnist_dist.steps import normalize
 from mnist_dist.train_state import TrainState
+from mnist_dist.trained_model import RunConfig
+from mnist_dist.verification import (
+    check_logits,
+    evaluate_export,
+    inference_logits,
+    noise_images,
+)
 
 _NUM_VERIFIED_IMAGES = 64
 
@@ -29,7 +31,9 @@ def export_file(
     directory: str,
     *,
     file_format: str,
-    image_shape: tuple[int, int, int],
+    config: RunConfig,
+    uses_ema: bool,
+    evaluation: Split | None,
     overwrite: bool = False,
 ) -> Export:
     """Writes the state's inference weights as `directory/model-<step>.<format>`.
@@ -38,11 +42,15 @@ def export_file(
     with layers of one's own needs their code to be loaded again.
     `tflite`: the signature `serving_default` of the SavedModel.
 
+    Beside it lies its model card, `model-<step>.<format>.json`.
+
     Args:
       state: what was trained; it keeps no moving average beside the weights.
       directory: gets the file.
       file_format: `keras` or `tflite`.
-      image_shape: height, width, channels.
+      config: of the run, for the model card.
+      uses_ema: whether the inference weights are a moving average.
+      evaluation: images and labels whose results go on the model card.
       overwrite: replace a file of that name that holds another model.
 
     Raises:
@@ -51,32 +59,29 @@ def export_file(
       RunError: writing it failed, or the file does not compute what the model does.
     """
     prepare_directory(directory)
-    name = f"model-{int(state.step.numpy())}.{file_format}"
+    content = model_card.identify_model(state, config=config)
+    name = f"model-{content['step']}.{file_format}"
     path = os.path.join(directory, name)
-    images = noise_images(image_shape, _NUM_VERIFIED_IMAGES)
-    expected = inference_logits(state, images)
-    compute = {"keras": _keras_logits, "tflite": _tflite_logits}[file_format]
+    if model_card.holds_model(path, content):
+        return Export(path, is_new=False)
     if os.path.exists(path) and not overwrite:
-        try:
-            is_same = np.allclose(compute(path, images), expected, rtol=1e-5, atol=1e-5)
-        # Whatever a file of unknown content raises: it is not this model.
-        except Exception:
-            is_same = False
-        if is_same:
-            return Export(path, is_new=False)
         raise InputError(
             f"{path}: found another model, expected none or the same; --overwrite "
             "replaces it"
         )
+    images = noise_images(config.image_shape, _NUM_VERIFIED_IMAGES)
+    expected = inference_logits(state, images)
     with staging_path(directory, name) as staging:
         os.makedirs(staging)
         written = os.path.join(staging, name)
         try:
             if file_format == "keras":
                 state.model.save(written)
+                logits = _load_keras(written)
             else:
-                _save_tflite(state, written, image_shape=image_shape)
-            found = compute(written, images)
+                _save_tflite(state, written, image_shape=config.image_shape)
+                logits = _load_tflite(written)
+            found = logits(images)
         except OSError:
             raise
         # What Keras, its layers and the converter raise has no common type.
@@ -87,15 +92,26 @@ def export_file(
                 f"written so: {reason}"
             ) from error
         check_logits(path, found, expected=expected, dtype=state.model.compute_dtype)
+        results = evaluate_export(logits, evaluation, num_classes=config.num_classes)
+        about = model_card.describe_model(
+            state, config=config, uses_ema=uses_ema, evaluation=results
+        )
+        model_card.save_model_card(written, content | about)
+        # The card first: with its sum it fits no other file, nor half of this one.
+        publish(model_card.card_path(written), model_card.card_path(path), True)
         publish(written, path, overwrite)
     return Export(path, is_new=True)
 
 
-def _keras_logits(path: str, images: np.ndarray) -> np.ndarray:
+def _load_keras(path: str) -> LogitsFunction:
     # Not safe: a Lambda layer holds code; here it is the user's own.
     model = keras.models.load_model(path, compile=False, safe_mode=False)
-    logits = model(normalize(tf.constant(images)), training=False)
-    return tf.cast(logits, tf.float32).numpy()
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        outputs = model(normalize(tf.constant(images)), training=False)
+        return tf.cast(outputs, tf.float32).numpy()
+
+    return logits
 
 
 def _save_tflite(
@@ -113,7 +129,7 @@ def _save_tflite(
         file.write(converter.convert())
 
 
-def _tflite_logits(path: str, images: np.ndarray) -> np.ndarray:
+def _load_tflite(path: str) -> LogitsFunction:
     with warnings.catch_warnings():
         # TensorFlow announces that another package will have the interpreter.
         warnings.simplefilter("ignore", UserWarning)
@@ -124,4 +140,5 @@ def _tflite_logits(path: str, images: np.ndarray) -> np.ndarray:
                 tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
             ),
         )
-    return interpreter.get_signature_runner("serving_default")(images=images)["logits"]
+    serve = interpreter.get_signature_runner("serving_default")
+    return lambda images: serve(images=images)["logits"]

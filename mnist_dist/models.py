@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 
@@ -130,3 +130,32 @@ def create_model(
             f"expected (None, {num_classes})"
         )
     return model
+
+
+def freeze_layers(model: keras.Model, layers: Sequence[str]) -> None:
+    """Takes layers, and the layers inside them, out of training: `layer.trainable`.
+
+    Args:
+      model: before its `TrainState` is built.
+      layers: by name; a nested one as its weights are named, `outer/inner`.
+
+    Raises:
+      InputError: the model has no such layer with weights, or none is left to train.
+    """
+    known: dict[str, list[keras.Layer]] = {}
+    for layer in model._flatten_layers(include_self=False):
+        if layer.weights:
+            path = (layer.path or layer.name).removeprefix(f"{model.name}/")
+            known.setdefault(path, []).append(layer)
+    for name in layers:
+        if name not in known:
+            raise InputError(
+                f"--freeze: found {name!r}, expected layers of {model.name!r}: "
+                f"{', '.join(sorted(known))}"
+            )
+        for layer in known[name]:
+            layer.trainable = False
+    if layers and not model.trainable_variables:
+        raise InputError(
+            f"--freeze: found all layers of {model.name!r}, expected one left to train"
+        )

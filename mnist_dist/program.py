@@ -84,6 +84,19 @@ def run(
         raise
 
 
+def check_checkpoint(checkpoint: str) -> None:
+    """Checks what --checkpoint names, as far as that can be told without the run.
+
+    Raises:
+      InputError: it is neither `latest` nor `best` nor a step.
+    """
+    is_step = checkpoint.isascii() and checkpoint.isdigit()
+    if checkpoint not in ("latest", "best") and not is_step:
+        raise InputError(
+            f"--checkpoint: found {checkpoint!r}, expected latest, best or a step"
+        )
+
+
 def outlive(name: str) -> None:
     """Has what is printed never end the program, whoever still reads it.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import keras
 
-from mnist_dist import checkpoints, layer_weights, run_directory
+from mnist_dist import checkpoints, run_directory, transplant
 
 
 def find_start(
@@ -48,6 +48,6 @@ def find_start(
             return arrays
     if not init_from:
         return None
-    fit = layer_weights.load_initial(init_from, model)
-    print(layer_weights.describe_fit(fit), flush=True)
-    return layer_weights.initial_arrays(fit)
+    fit = transplant.load_initial(init_from, model)
+    print(transplant.describe_fit(fit), flush=True)
+    return transplant.initial_arrays(fit)

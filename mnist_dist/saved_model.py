@@ -1,11 +1,7 @@
 """Export: a SavedModel that needs no code of ours, checked before it gets its name."""
 
-import contextlib
 import dataclasses
-import math
 import os
-import shutil
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,19 +9,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import mnist_dist
 from mnist_dist import model_card
 from mnist_dist.checkpoints import nest
 from mnist_dist.data import Split
-from mnist_dist.errors import InputError, RunError
-from mnist_dist.evaluation import predict_split
+from mnist_dist.errors import InputError
+from mnist_dist.staging import prepare_directory, publish, staging_path
 from mnist_dist.steps import normalize
 from mnist_dist.train_state import TrainState, weight_path
 from mnist_dist.trained_model import RunConfig
+from mnist_dist.verification import (
+    check_logits,
+    evaluate_export,
+    inference_logits,
+    noise_images,
+)
 from mnist_dist.warmup_requests import save_warmup_requests
-
-# Raise it when what is exported of the same weights changes.
-EXPORT_FORMAT = 1
 
 SIGNATURES = ("serving_default", "serving_float", "serving_png")
 
@@ -53,11 +51,12 @@ def export_saved_model(
 ) -> Export:
     """Writes the state's inference weights as `directory/<version>/`.
 
-    Signatures: `serving_default` takes `images` uint8 [batch, height, width,
-    channels]; `serving_float` takes them as float32 in [0, 1]; `serving_png` takes
-    them as strings [batch], each a PNG or JPEG file of any size, which is resized to
-    height x width. All return `probabilities` float32 [batch, num_classes], `classes`
-    int64 [batch] and `logits` float32 [batch, num_classes].
+    Signatures, whose input `images` has one type each: `serving_default` takes uint8
+    [batch, height, width, channels]; `serving_float` float32 in [0, 1] of that shape;
+    `serving_png` strings [batch], each a PNG or JPEG file of any size, which is
+    resized to height x width. All return `probabilities` float32 [batch,
+    num_classes], `classes` int64 [batch] and `logits` float32 [batch, num_classes],
+    for a batch of any size, 0 too.
 
     Beside it lie `model_card.json` and TensorFlow Serving's warm-up requests. What
     is there already is never replaced unasked: where any version holds the same
@@ -79,23 +78,13 @@ def export_saved_model(
         be written to.
       RunError: writing it failed, or it does not predict what the model does.
     """
-    step = int(state.step.numpy())
-    number = step if version is None else version
+    number = int(state.step.numpy()) if version is None else version
     prepare_directory(directory)
-    weights = inference_arrays(state)
-    content = {
-        "export_format": EXPORT_FORMAT,
-        "model": state.model.name,
-        "dtype": state.model.compute_dtype,
-        "image_shape": list(config.image_shape),
-        "num_classes": config.num_classes,
-        "step": step,
-        "weights_sha256": model_card.weights_checksum(weights),
-    }
+    content = model_card.identify_model(state, config=config)
     taken = list_versions(directory)
     for existing in [number] if version is not None else taken:
         path = os.path.join(directory, str(existing))
-        if existing in taken and _holds(path, content):
+        if existing in taken and model_card.holds_model(path, content):
             return Export(path, is_new=False)
     if number in taken and not overwrite:
         if version is not None:
@@ -112,25 +101,11 @@ def export_saved_model(
         tf.saved_model.save(module, staging, signatures=signatures)
         save_warmup_requests(staging, _warmup_requests(config.image_shape))
         results = _verify(staging, state, config, evaluation)
-        model_card.save_model_card(
-            staging,
-            content
-            | {
-                "moving_average": uses_ema,
-                "num_parameters": sum(int(np.prod(p.shape)) for p in state.parameters),
-                "evaluation": results,
-                "data": _data_of(config),
-                "settings": config.contents.get("flags"),
-                "trained_with": config.contents.get("versions"),
-                "exported_with": {
-                    "mnist_dist": mnist_dist.__version__,
-                    "tensorflow": tf.__version__,
-                    "keras": keras.__version__,
-                    "numpy": np.__version__,
-                },
-                "signatures": _describe_signatures(signatures),
-            },
+        about = model_card.describe_model(
+            state, config=config, uses_ema=uses_ema, evaluation=results
         )
+        about["signatures"] = _describe_signatures(signatures)
+        model_card.save_model_card(staging, content | about)
         path = publish(staging, os.path.join(directory, str(number)), overwrite)
     return Export(path, is_new=True)
 
@@ -150,8 +125,13 @@ def create_serving_module(
     height, width, channels = image_shape
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        count = tf.shape(images)[0]
+        # Batch normalisation's kernel refuses no images: it gets one, for nothing.
+        one_if_empty = tf.cast(count == 0, tf.int32)
+        padded = tf.pad(images, [[0, one_if_empty], [0, 0], [0, 0], [0, 0]])
+        padded.set_shape(images.shape)
         with keras.StatelessScope([(k, tf.identity(v)) for k, v in mapping]):
-            logits = tf.cast(model(images, training=False), tf.float32)
+            logits = tf.cast(model(padded, training=False), tf.float32)[:count]
         return {
             "probabilities": tf.nn.softmax(logits),
             "classes": tf.argmax(logits, axis=1),
@@ -184,145 +164,12 @@ def create_serving_module(
     return module
 
 
-def inference_arrays(state: TrainState) -> dict[str, np.ndarray]:
-    """Copies the inference weights to the host, by `<layer>/<weight>`."""
-    keras_weights = state.keras_parameters + state.keras_statistics
-    return {
-        weight_path(state.model, k): v.numpy()
-        for k, v in zip(keras_weights, state.inference_weights(), strict=True)
-    }
-
-
-def inference_logits(state: TrainState, images: np.ndarray) -> np.ndarray:
-    """Returns the float32 logits of uint8 images, by the inference weights."""
-    keras_weights = state.keras_parameters + state.keras_statistics
-    weights = [tf.constant(v.numpy()) for v in state.inference_weights()]
-    with keras.StatelessScope(list(zip(keras_weights, weights, strict=True))):
-        logits = state.model(normalize(tf.constant(images)), training=False)
-    return tf.cast(logits, tf.float32).numpy()
-
-
-def check_logits(
-    path: str, found: np.ndarray, *, expected: np.ndarray, dtype: str
-) -> None:
-    """Compares what an export computes with what the model does.
-
-    Args:
-      path: of the export.
-      found: float32 [n, num_classes].
-      expected: the same.
-      dtype: that the model computes in.
-
-    Raises:
-      RunError: they differ by more than rounding does.
-    """
-    # bfloat16 rounds to 8 bits, and may do so in another order here.
-    tolerance = 1e-4 if dtype == "float32" else 2e-2
-    if not np.allclose(found, expected, rtol=tolerance, atol=tolerance * 10):
-        worst = np.max(np.abs(found - expected))
-        raise RunError(
-            f"{path}: its logits differ from the model's by up to {worst}; it was not "
-            "published"
-        )
-
-
-def noise_images(image_shape: tuple[int, int, int], count: int) -> np.ndarray:
-    """Returns uint8 [count, height, width, channels], always the same."""
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (count, *image_shape), np.uint8)
-
-
 def list_versions(directory: str) -> list[int]:
     """Returns the versions in a directory, newest first."""
     names = os.listdir(directory) if os.path.isdir(directory) else []
     return sorted(
         (int(name) for name in names if name.isascii() and name.isdigit()), reverse=True
     )
-
-
-def prepare_directory(directory: str) -> None:
-    """Creates a directory to export to, and removes what killed exports left in it.
-
-    Raises:
-      InputError: it is a file, or cannot be written to.
-    """
-    try:
-        os.makedirs(directory, exist_ok=True)
-        is_writable = os.access(directory, os.W_OK)
-    except OSError as error:
-        raise InputError(
-            f"--export_dir: found {directory!r}, where no directory can be made: "
-            f"{error.strerror}"
-        ) from error
-    if not is_writable:
-        raise InputError(
-            f"--export_dir: found {directory!r}, expected a directory to write to"
-        )
-    _remove_leftovers(directory)
-
-
-def _remove_leftovers(directory: str) -> None:
-    """Removes what exports of this host that were killed have left behind."""
-    host = socket.gethostname()
-    for name in os.listdir(directory):
-        owner, _, pid = name.removesuffix(".old").rpartition("-")
-        if name.startswith(".writing-") and owner.endswith(f"-{host}"):
-            try:
-                os.kill(int(pid), 0)
-            except ProcessLookupError:
-                _remove(os.path.join(directory, name))
-            except (ValueError, PermissionError):
-                continue
-
-
-@contextlib.contextmanager
-def staging_path(directory: str, name: str) -> Iterator[str]:
-    """Yields a path to write to in `directory`, which is gone after the block.
-
-    Its name says whose it is, so that the next export knows whether that one lives.
-
-    Raises:
-      RunError: the block raised an error of TensorFlow's or the operating system's.
-    """
-    owner = f"{socket.gethostname()}-{os.getpid()}"
-    # TensorFlow Serving looks at numbers only, and must never see half a model.
-    path = os.path.join(directory, f".writing-{name}-{owner}")
-    try:
-        yield path
-    except (tf.errors.OpError, OSError) as error:
-        raise RunError(
-            f"{os.path.join(directory, name)} cannot be written: "
-            f"{getattr(error, 'message', None) or error}; nothing was published"
-        ) from error
-    finally:
-        _remove(path)
-
-
-def publish(staging: str, path: str, overwrite: bool) -> str:
-    """Gives what was staged its name, in one step, once it is safely on disk.
-
-    Raises:
-      InputError: another process was first, and `overwrite` is not set.
-    """
-    _flush(staging)
-    for folder, folders, names in os.walk(staging):
-        for name in folders + names:
-            _flush(os.path.join(folder, name))
-    old = f"{staging}.old"
-    try:
-        if overwrite and os.path.exists(path):
-            os.rename(path, old)
-        os.rename(staging, path)
-    except OSError as error:
-        if os.path.exists(path):
-            raise InputError(
-                f"{path}: appeared while it was being exported; nothing was replaced"
-            ) from error
-        raise
-    finally:
-        _remove(old)
-    _flush(os.path.dirname(path))
-    return path
 
 
 def _verify(
@@ -349,47 +196,11 @@ def _verify(
             expected=expected,
             dtype=state.model.compute_dtype,
         )
-    if split is None:
-        return None
-    (predictions,), _ = predict_split(
-        [lambda x: serve["serving_default"](images=tf.constant(x))["logits"].numpy()],
+    return evaluate_export(
+        lambda x: serve["serving_default"](images=tf.constant(x))["logits"].numpy(),
         split,
         num_classes=config.num_classes,
     )
-    num_correct = int(np.sum(predictions.classes == split.labels))
-    loss = float(np.mean(predictions.losses))
-    return {
-        "split": split.name,
-        "num_examples": len(split.labels),
-        "num_correct": num_correct,
-        "accuracy": num_correct / len(split.labels),
-        "loss": loss if math.isfinite(loss) else None,
-    }
-
-
-def _flush(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path)
-
-
-def _holds(path: str, content: dict[str, Any]) -> bool:
-    """Whether a version is whole and of this content."""
-    try:
-        card = model_card.load_model_card(path)
-    except InputError:
-        return False
-    return card is not None and all(card.get(k) == v for k, v in content.items())
 
 
 def _warmup_requests(
@@ -419,14 +230,4 @@ def _describe_signatures(signatures: dict[str, Any]) -> dict[str, Any]:
             "outputs": describe(function.get_concrete_function().structured_outputs),
         }
         for name, function in signatures.items()
-    }
-
-
-def _data_of(config: RunConfig) -> dict[str, Any]:
-    resolved = config.contents.get("resolved", {})
-    return {
-        "source": resolved.get("data"),
-        "data_dir": config.data_dir,
-        "sha256": config.data_checksum,
-        "validation_examples": config.validation_examples,
     }

@@ -60,7 +60,6 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         from mnist_dist import (
             data,
             distribution,
-            layer_weights,
             models,
             optimizers,
             report,
@@ -102,7 +101,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
             num_classes=dataset.num_classes,
             **pick("seed dropout dtype"),
         )
-        layer_weights.freeze_layers(model, FLAGS.freeze)
+        models.freeze_layers(model, FLAGS.freeze)
         state = TrainState(
             model,
             slot_names=update_rule.slots,

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -207,14 +207,7 @@ def restore(
     Raises:
       InputError: the checkpoint is of another model, or has no average to take.
     """
-    has_ema = any(name.startswith("ema/") for name in arrays)
-    if use_ema and not has_ema:
-        raise InputError(
-            f"--use_ema: {prefix} holds no moving average: the run was trained with "
-            "--ema_decay=0"
-        )
-    uses_ema = has_ema if use_ema is None else use_ema
-    source = "ema/" if uses_ema else "model/"
+    source = weights_source(arrays, prefix=prefix, use_ema=use_ema)
     specs = {
         name: spec for name, spec in state.specs().items() if name.startswith("model/")
     }
@@ -232,9 +225,26 @@ def restore(
         config=config,
         checkpoint=prefix,
         step=int(arrays["step"]),
-        uses_ema=uses_ema,
+        uses_ema=source == "ema/",
         is_last=is_last(arrays, config),
     )
+
+
+def weights_source(
+    arrays: checkpoints.Arrays, *, prefix: str, use_ema: bool | None
+) -> Literal["ema/", "model/"]:
+    """Returns what the names of the wanted weights begin with in a checkpoint.
+
+    Raises:
+      InputError: the moving average is asked for, and there is none.
+    """
+    has_ema = any(name.startswith("ema/") for name in arrays)
+    if use_ema and not has_ema:
+        raise InputError(
+            f"--use_ema: {prefix} holds no moving average: the run was trained with "
+            "--ema_decay=0"
+        )
+    return "ema/" if has_ema and use_ema is not False else "model/"
 
 
 def _read_newest(directory: str) -> tuple[str, checkpoints.Arrays]:

@@ -16,24 +16,34 @@ change the newest checkpoint of a run that is not going on: `load` all of the so
 nothing, `transplant` what fits. A new run takes a layer file by `train --init_from`.
 """
 
+import functools
+import itertools
 import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
 from mnist_dist import program
 from mnist_dist.errors import InputError
 
+if TYPE_CHECKING:
+    from mnist_dist.checkpoints import Arrays
+    from mnist_dist.weight_sources import Weights
+
+# Of a list given twice absl would keep the last, in silence.
+_names = functools.partial(
+    flags.DEFINE_multi, flags.ListParser(), flags.CsvListSerializer(",")
+)
 flags.DEFINE_string("from", None, "Where weights come from.")
 flags.DEFINE_string("to", None, "What `diff` compares --from with.")
 flags.DEFINE_string("model_dir", None, "The run that is listed or changed.")
 flags.DEFINE_string("checkpoint", "latest", "Of a run: latest, best, or a step.")
 flags.DEFINE_bool("use_ema", None, "The moving average of weights. Default: if kept.")
-flags.DEFINE_list("layers", [], "Layers to take. Default: all.")
-flags.DEFINE_list("map", [], "FROM:TO,...: layers to take, and their new names.")
+_names("layers", [], "Layers to take, NAME,... Default: all. May be repeated.")
+_names("map", [], "FROM:TO,...: layers, and their new names. May be repeated.")
 flags.DEFINE_string("output", None, "F.npz, or a new folder for .npy files.")
 flags.DEFINE_integer("step", None, "Checkpoint to go back to.", lower_bound=0)
 flags.DEFINE_enum("format", "table", ["table", "json"], "Of what is printed.")
@@ -47,8 +57,8 @@ def main(argv: Sequence[str]) -> int:
     with program.quiet_imports():
         import tensorflow as tf
 
-        import mnist_dist.layer_weights
-        import mnist_dist.run_checkpoints  # noqa: F401
+        import mnist_dist.run_checkpoints
+        import mnist_dist.transplant  # noqa: F401
     # A training may need all of the GPUs' memory meanwhile.
     tf.config.set_visible_devices([], "GPU")
     action.run()
@@ -82,7 +92,7 @@ def _save() -> None:
 
 def _transplant() -> None:
     if FLAGS.output:
-        from mnist_dist.layer_weights import rename_layers
+        from mnist_dist.transplant import rename_layers
 
         weights = _load("from")
         pairs = _layer_map() or [(layer, layer) for layer in _layers_of(weights)]
@@ -97,7 +107,7 @@ def _load_into_run() -> None:
 
 
 def _put_into_run(pairs: list[tuple[str, str]]) -> None:
-    from mnist_dist import layer_weights, run_checkpoints
+    from mnist_dist import run_checkpoints, transplant
     from mnist_dist.run_directory import checkpoint_dir, open_for_writing
     from mnist_dist.trained_model import read_checkpoint
 
@@ -105,15 +115,15 @@ def _put_into_run(pairs: list[tuple[str, str]]) -> None:
     run_checkpoints.check_run(FLAGS.model_dir)
     with open_for_writing(FLAGS.model_dir):
         _, arrays = read_checkpoint(FLAGS.model_dir, "latest")
-        fit = layer_weights.fit_layers(
+        fit = transplant.fit_layers(
             weights,
-            layer_weights.run_specs(arrays),
+            transplant.run_specs(arrays),
             layer_map=pairs,
             target=FLAGS.model_dir,
         )
         step = int(arrays["step"])
         before = run_checkpoints.set_aside(FLAGS.model_dir, step)
-        changed = layer_weights.replace_weights(arrays, fit.applied)
+        changed = transplant.replace_weights(arrays, fit.applied)
         run_checkpoints.write_checkpoint(FLAGS.model_dir, changed, step=step)
     _print(
         {
@@ -123,12 +133,12 @@ def _put_into_run(pairs: list[tuple[str, str]]) -> None:
             "optimizer": "its slots of the applied layers are zero again",
             "accuracy": "any recorded at this step is of the weights before",
         },
-        layer_weights.report_fit(fit),
+        transplant.report_fit(fit),
     )
 
 
 def _diff() -> None:
-    from mnist_dist.layer_weights import diff_layers
+    from mnist_dist.layer_differences import diff_layers
 
     first, second = _load("from"), _load("to")
     rows = [row._asdict() for row in diff_layers(first, second)]
@@ -209,21 +219,15 @@ def _check_command_line(arguments: Sequence[str]) -> _Action:
         raise InputError(
             f"--model_dir and --output: found {found}, expected one of them"
         )
-    checkpoint = FLAGS.checkpoint
-    if checkpoint not in ("latest", "best") and not (
-        checkpoint.isascii() and checkpoint.isdigit()
-    ):
-        raise InputError(
-            f"--checkpoint: found {checkpoint!r}, expected latest, best or a step"
-        )
+    program.check_checkpoint(FLAGS.checkpoint)
     _layer_map()
     return action
 
 
 def _layer_map() -> list[tuple[str, str]]:
     """What --map and --layers name, as pairs of a layer's name there and here."""
-    pairs = [(layer, layer) for layer in FLAGS.layers]
-    for text in FLAGS.map:
+    pairs = [(layer, layer) for layer in _layers()]
+    for text in itertools.chain(*FLAGS.map):
         source, colon, target = text.partition(":")
         if not (source and colon and target) or ":" in target:
             raise InputError(
@@ -233,8 +237,12 @@ def _layer_map() -> list[tuple[str, str]]:
     return pairs
 
 
-def _load(flag: str) -> Any:
-    from mnist_dist.layer_weights import load_weights
+def _layers() -> list[str]:
+    return list(itertools.chain(*FLAGS.layers))
+
+
+def _load(flag: str) -> "Weights":
+    from mnist_dist.weight_sources import load_weights
 
     try:
         return load_weights(
@@ -247,22 +255,22 @@ def _load(flag: str) -> Any:
         ) from error
 
 
-def _selected(weights: Any) -> dict[str, Any]:
+def _selected(weights: "Weights") -> "Arrays":
     from mnist_dist.layer_weights import select_layers
 
-    if not FLAGS.layers:
+    if not _layers():
         return weights.arrays
-    return select_layers(weights.arrays, FLAGS.layers, where=weights.source)
+    return select_layers(weights.arrays, _layers(), where=weights.source)
 
 
-def _layers_of(weights: Any) -> list[str]:
+def _layers_of(weights: "Weights") -> list[str]:
     from mnist_dist.layer_weights import layer_of
 
     return list(dict.fromkeys(map(layer_of, weights.arrays)))
 
 
 def _save_file(
-    source: str, arrays: dict[str, Any], pairs: Sequence[tuple[str, str]] = ()
+    source: str, arrays: "Arrays", pairs: Sequence[tuple[str, str]] = ()
 ) -> None:
     from mnist_dist.layer_files import save_folder, save_npz
 

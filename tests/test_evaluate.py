@@ -168,6 +168,10 @@ def test_watch_that_waits_in_vain_exits_1_and_a_stopped_one_143(fork_server, tmp
         (["--model_dir=RUN/run", "--split=validation"], "--split: found validation"),
         (["--model_dir=RUN/run", "--data_dir=/no/such"], "/no/such"),
         (["--model_dir=RUN/run", "--num_gpus=99"], "--num_gpus: found 99"),
+        (
+            ["--model_dir=RUN/run", "--summary_dir=/dev/null"],
+            "--summary_dir: found '/d",
+        ),
         (["--model_dir=/no/such/run"], "/no/such/run/config.json"),
         (["--export_dir=/no/such/run"], "/no/such/run"),
         (["--export_dir=RUN/export1", "--nouse_ema"], "--use_ema: found with --export"),

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mnist_dist import image_files
+from mnist_dist import pictures
 from mnist_dist.errors import InputError
 from mnist_dist.image_files import Batch, find_files, read_batches
 
@@ -231,7 +231,7 @@ def link(path, target):
 
 
 def test_too_many_bytes_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_files, "MAX_ENCODED_BYTES", 1000)
+    monkeypatch.setattr(pictures, "MAX_ENCODED_BYTES", 1000)
     path = tmp_path / "a.bmp"
     path.write_bytes(bytes(1_000_000))
     assert "found more than 1000 bytes" in read_error(path)
@@ -255,7 +255,7 @@ def test_one_flipped_bit_in_a_png_is_never_silent(tmp_path, mnist):
 
 def encoded_samples():
     image = Image.fromarray(COLOUR)
-    for file_format in image_files._FORMATS:
+    for file_format in pictures.FORMATS:
         stream = io.BytesIO()
         image.save(stream, file_format)
         yield stream.getvalue()

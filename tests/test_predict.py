@@ -242,6 +242,17 @@ def test_full_disk_is_one_line(run_dir, png_dir):
     )
 
 
+@pytest.mark.parametrize(("stream", "name"), [("<&-", "input"), (">&-", "output")])
+def test_closed_stream_is_one_line(stream, name, run_dir):
+    command = f"exec {sys.executable} -m mnist_dist.predict --model_dir={run_dir} -"
+    result = subprocess.run(
+        ["bash", "-c", f"{command} {stream}"], stderr=subprocess.PIPE, text=True
+    )
+    assert result.returncode == 2
+    assert f"predict: error: standard {name}: found it closed" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_damaged_model_is_one_line(predict, run_dir, png_dir, tmp_path):
     shutil.copytree(run_dir / "export" / "0", tmp_path / "0")
     shutil.rmtree(tmp_path / "0" / "variables")

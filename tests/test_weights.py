@@ -5,14 +5,14 @@ import os
 import subprocess
 import sys
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from mnist_dist.checkpoints import list_checkpoints, load_arrays
-from mnist_dist.layer_weights import load_layer, load_weights, set_layer
+from mnist_dist.layer_weights import load_layer, set_layer
 from mnist_dist.run_directory import open_for_writing
+from mnist_dist.weight_sources import load_weights
 
 MINE = """
 import keras
@@ -53,26 +53,6 @@ def mlp(tmp_path_factory):
     return path
 
 
-def test_npy_files_in_a_model_built_by_hand_give_the_accuracy_of_the_run(
-    mlp, mnist, tmp_path
-):
-    folder = tmp_path / "layers"
-    succeed("weights", "save", f"--from={mlp}", f"--output={folder}")
-    model = keras.Sequential([keras.layers.Dense(128, "relu"), keras.layers.Dense(10)])
-    model.build([None, 784])
-    for layer, name in zip(
-        model.layers, ["dense_layer_1", "dense_layer_2"], strict=True
-    ):
-        layer.kernel.assign(np.load(folder / name / "kernel.npy"))
-        layer.bias.assign(np.load(folder / name / "bias.npy"))
-    images = mnist.test.images.reshape(-1, 784).astype(np.float32) / 255
-    num_correct = np.sum(np.argmax(model(images), axis=1) == mnist.test.labels)
-    with open(f"{mlp}/metrics.jsonl") as file:
-        evals = [r for r in map(json.loads, file) if r["kind"] == "eval"]
-    assert evals[-1]["step"] == 60
-    assert num_correct == round(evals[-1]["accuracy"] * 10_000)
-
-
 def test_list_gives_the_key_under_which_tensorflow_finds_each_weight(mlp):
     found = rows("list", f"--model_dir={mlp}", "--nouse_ema")
     reader = tf.train.load_checkpoint(f"{mlp}/checkpoints/ckpt-60")
@@ -91,6 +71,19 @@ def test_saved_model_holds_the_weights_that_save_takes(mlp):
     found = rows("diff", f"--from={mlp}", f"--to={mlp}/export")
     assert [r["layer"] for r in found] == ["dense_layer_1", "dense_layer_2"]
     assert [r["num_different"] for r in found] == [0, 0]
+
+
+def test_layers_named_in_one_flag_or_several_are_all_taken(mlp, tmp_path):
+    both = "dense_layer_1:a", "dense_layer_2:b"
+    flags = [f"--from={mlp}", f"--output={tmp_path}/one.npz"]
+    succeed("weights", "transplant", *flags, f"--map={','.join(both)}")
+    flags[1] = f"--output={tmp_path}/several.npz"
+    succeed("weights", "transplant", *flags, *(f"--map={pair}" for pair in both))
+    for name in ("one", "several"):
+        with np.load(tmp_path / f"{name}.npz") as file:
+            assert set(file) == {"a/bias", "a/kernel", "b/bias", "b/kernel"}
+    layers = ["--layers=dense_layer_1", "--layers=dense_layer_2"]
+    assert len(rows("list", f"--from={mlp}", *layers)) == 4
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -1,0 +1,84 @@
+"""What Keras and others wrote is read by layer; what is none of it is one line."""
+
+import struct
+import time
+import zipfile
+
+import keras
+import pytest
+import tensorflow as tf
+
+from mnist_dist.errors import InputError
+from mnist_dist.train_state import weight_path
+from mnist_dist.weight_sources import load_weights
+
+
+def create_model(name="mine", hidden="hidden"):
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(8, activation="relu", name=hidden),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Dense(10, name="head"),
+        ],
+        name=name,
+    )
+
+
+def of_model(model):
+    return {weight_path(model, v): v.numpy() for v in model.weights}
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        assert found[name].shape == array.shape
+        assert found[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("form", ["keras", "keras_export", "checkpoint_of_keras"])
+def test_what_keras_wrote_is_read_by_layer(form, tmp_path):
+    model = create_model()
+    if form == "keras":
+        path = str(tmp_path / "m.keras")
+        model.save(path)
+    elif form == "keras_export":
+        path = str(tmp_path / "1")
+        model.export(path, verbose=False)
+        assert load_weights(str(tmp_path)).source == path
+    else:
+        path = tf.train.Checkpoint(model=model).write(str(tmp_path / "c"))
+    assert_same(load_weights(path).arrays, of_model(model))
+
+
+def test_keras_file_whose_layers_are_huge_is_refused_before_it_is_built(tmp_path):
+    path = tmp_path / "m.keras"
+    create_model().save(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    config = members["config.json"].replace(b'"units": 10', b'"units": 2000000000')
+    assert config != members["config.json"]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (members | {"config.json": config}).items():
+            archive.writestr(name, data)
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"its layers need \d{11} bytes"):
+        load_weights(str(path))
+    assert time.monotonic() - began < 5
+
+
+def test_lambda_in_a_keras_file_is_not_run(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x)])
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(InputError, match=r"m\.keras': Keras cannot load it"):
+        load_weights(str(tmp_path / "m.keras"))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", struct.pack("100d", *range(100))])
+def test_files_that_are_none_of_these_are_input_errors(content, tmp_path):
+    for name in ("f.npz", "f.keras", "f.bin"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=name.replace(".", r"\.")):
+            load_weights(str(tmp_path / name))
