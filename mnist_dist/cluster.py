@@ -109,7 +109,7 @@ def find_cluster(
             )
         rank = _checked_index(task_index, len(workers), name="--task_index")
         return Cluster("--worker_hosts", workers, rank, has_own_gpus=has_own_gpus)
-    if task_index:
+    if task_index is not None:
         raise InputError(
             f"--task_index: found {task_index} without --worker_hosts, expected both"
         )

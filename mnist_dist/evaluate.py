@@ -55,7 +55,7 @@ flags.DEFINE_float(
 )
 _ENUM("distribution_strategy", "auto", ["auto", "one_device", "mirrored"], "Strategy.")
 _INT("num_gpus", -1, "GPUs to use; -1: all.", lower_bound=-1)
-_INT("logical_cpus", 1, "Devices to split the CPU into.", lower_bound=1)
+_INT("logical_cpus", 1, "Devices to split the CPU into.", lower_bound=1, upper_bound=64)
 
 FLAGS = flags.FLAGS
 

@@ -71,7 +71,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         from mnist_dist.data import load_dataset
         from mnist_dist.device_data import fits_on_device
         from mnist_dist.models import create_model
-        from mnist_dist.saved_model import export_saved_model
+        from mnist_dist.saved_model import check_directory, export_saved_model
         from mnist_dist.steps import (
             create_evaluate_loop,
             create_train_loop,
@@ -165,8 +165,12 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
     # 4. Where this run left off, if it had begun: the chief tells the other workers.
     arrays = None
     if cluster.is_chief:
-        if not FLAGS.dry_run:
+        # What is not there yet is made when nothing is wrong any more.
+        lock = None
+        if os.path.isdir(FLAGS.model_dir) and not FLAGS.dry_run:
             lock = run_directory.open_for_writing(FLAGS.model_dir)
+        if FLAGS.export and FLAGS.export_dir:
+            check_directory(FLAGS.export_dir)
         if not FLAGS.overwrite:
             if FLAGS.restore != "none" and not FLAGS.override_config:
                 run_directory.check_settings(FLAGS.model_dir, settings)
@@ -183,6 +187,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         distribution.leave_together(strategy)
         return 0
     if cluster.is_chief:
+        lock = lock or run_directory.open_for_writing(FLAGS.model_dir)
         if FLAGS.overwrite:
             run_directory.delete_run(FLAGS.model_dir)
         run_directory.save_config(
