@@ -65,9 +65,7 @@ _enum(
     "auto: by the number of devices and workers.",
 )
 _int("num_gpus", -1, "GPUs to use; -1: all.", lower_bound=-1)
-_int(
-    "logical_cpus", 1, "Devices to split the CPU into.", lower_bound=1, upper_bound=64
-)
+_int("logical_cpus", 1, "Devices to split the CPU into.", lower_bound=1, upper_bound=64)
 _enum(
     "all_reduce_alg",
     "auto",
@@ -112,7 +110,9 @@ def check_flags() -> None:
     if not FLAGS.model_dir:
         raise InputError("--model_dir: found nothing, expected a directory")
     if os.path.exists(FLAGS.model_dir) and not os.path.isdir(FLAGS.model_dir):
-        raise InputError(f"--model_dir: found {FLAGS.model_dir!r}, which is no directory")
+        raise InputError(
+            f"--model_dir: found {FLAGS.model_dir!r}, which is no directory"
+        )
     if FLAGS.train_epochs is not None and FLAGS.train_steps is not None:
         raise InputError(
             "--train_epochs and --train_steps: found both, expected one of the two"
