@@ -167,7 +167,7 @@ def _checked_index(index: object, count: int, *, name: str) -> int:
 def _from_tf_config(text: str) -> Cluster:
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"TF_CONFIG: found {text[:60]!r}, expected JSON: {error}"
         ) from None

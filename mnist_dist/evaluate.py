@@ -96,8 +96,10 @@ def main(argv: Sequence[str]) -> int:
     del argv
     _check_flags()
     with program.quiet_imports():
-        from mnist_dist import distribution
+        from mnist_dist import distribution, run_directory
 
+    if FLAGS.summary_dir:
+        run_directory.check_directory(FLAGS.summary_dir, flag="--summary_dir")
     strategy = distribution.create_strategy(
         "one_device" if FLAGS.export_dir else FLAGS.distribution_strategy,
         num_gpus=FLAGS.num_gpus,

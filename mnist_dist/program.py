@@ -174,7 +174,8 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise InputError(str(error)) from None
     for name in flags.FLAGS:
         flag = flags.FLAGS[name]
-        if flag.present and flag.value in ("", [], [""]):
+        values = flag.value if isinstance(flag.value, list) else [flag.value]
+        if flag.present and (not values or "" in values):
             raise InputError(f"--{name}: found nothing, expected a value")
         if isinstance(flag.value, float) and not math.isfinite(flag.value):
             raise InputError(f"--{name}: found {flag.value}, expected a finite number")

@@ -240,21 +240,6 @@ def list_versions(directory: str) -> list[int]:
     )
 
 
-def check_directory(directory: str) -> None:
-    """Checks that a directory can be exported to later, and leaves no trace.
-
-    Raises:
-      InputError: it, or the first folder above it that there is, is not to write to.
-    """
-    existing = os.path.abspath(directory)
-    while not os.path.lexists(existing):
-        existing = os.path.dirname(existing)
-    if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
-        raise InputError(
-            f"--export_dir: found {directory!r}, expected a directory to write to"
-        )
-
-
 def prepare_directory(directory: str) -> None:
     """Creates a directory to export to, and removes what killed exports left in it.
 

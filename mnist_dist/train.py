@@ -71,7 +71,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         from mnist_dist.data import load_dataset
         from mnist_dist.device_data import fits_on_device
         from mnist_dist.models import create_model
-        from mnist_dist.saved_model import check_directory, export_saved_model
+        from mnist_dist.saved_model import export_saved_model
         from mnist_dist.steps import (
             create_evaluate_loop,
             create_train_loop,
@@ -163,14 +163,13 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         print(what, flush=True)
 
     # 4. Where this run left off, if it had begun: the chief tells the other workers.
-    arrays = None
+    arrays, lock = None, None
     if cluster.is_chief:
         # What is not there yet is made when nothing is wrong any more.
-        lock = None
         if os.path.isdir(FLAGS.model_dir) and not FLAGS.dry_run:
             lock = run_directory.open_for_writing(FLAGS.model_dir)
         if FLAGS.export and FLAGS.export_dir:
-            check_directory(FLAGS.export_dir)
+            run_directory.check_directory(FLAGS.export_dir, flag="--export_dir")
         if not FLAGS.overwrite:
             if FLAGS.restore != "none" and not FLAGS.override_config:
                 run_directory.check_settings(FLAGS.model_dir, settings)
@@ -234,7 +233,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
                 evaluation=dataset.evaluation,
             ).path
         print(report.describe_end(run, dataset.evaluation.name, export_path))
-    if cluster.is_chief:
+    if lock:
         lock.close()
     distribution.leave_together(strategy)
     return program.EXIT_STOPPED if run.is_stopping() else 0
