@@ -320,7 +320,7 @@ HOSTILE = {
     ),
     "directory claims what is not there": (
         with_claimed_size(
-            npz_bytes(x_train=SHORT_NOISE), len(SHORT_NOISE), 500 * MEBIBYTE
+            npz_bytes(x_train=SHORT_NOISE), len(SHORT_NOISE), 100 * MEBIBYTE
         ),
         f"x_train: too short: found {MEBIBYTE} bytes of data",
     ),
