@@ -296,7 +296,7 @@ def with_claimed_size(content: bytes, member_bytes: int, claim: int) -> bytes:
     return content.replace(struct.pack("<I", member_bytes), struct.pack("<I", claim))
 
 
-HUGE = (500 * MEBIBYTE // 784, 28, 28)
+HUGE = (100 * MEBIBYTE // 784, 28, 28)
 SHORT_NOISE = npy_header(HUGE) + noise(MEBIBYTE)
 
 HOSTILE = {
