@@ -109,7 +109,7 @@ def find_cluster(
             )
         rank = _checked_index(task_index, len(workers), name="--task_index")
         return Cluster("--worker_hosts", workers, rank, has_own_gpus=has_own_gpus)
-    if task_index:
+    if task_index is not None:
         raise InputError(
             f"--task_index: found {task_index} without --worker_hosts, expected both"
         )
@@ -167,7 +167,7 @@ def _checked_index(index: object, count: int, *, name: str) -> int:
 def _from_tf_config(text: str) -> Cluster:
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"TF_CONFIG: found {text[:60]!r}, expected JSON: {error}"
         ) from None

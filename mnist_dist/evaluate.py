@@ -55,7 +55,7 @@ flags.DEFINE_float(
 )
 _ENUM("distribution_strategy", "auto", ["auto", "one_device", "mirrored"], "Strategy.")
 _INT("num_gpus", -1, "GPUs to use; -1: all.", lower_bound=-1)
-_INT("logical_cpus", 1, "Devices to split the CPU into.", lower_bound=1)
+_INT("logical_cpus", 1, "Devices to split the CPU into.", lower_bound=1, upper_bound=64)
 
 FLAGS = flags.FLAGS
 
@@ -96,11 +96,10 @@ def main(argv: Sequence[str]) -> int:
     del argv
     _check_flags()
     with program.quiet_imports():
-        from mnist_dist import distribution
-        from mnist_dist.staging import create_directory
+        from mnist_dist import distribution, run_directory
 
     if FLAGS.summary_dir:
-        create_directory(FLAGS.summary_dir, flag="--summary_dir")
+        run_directory.check_directory(FLAGS.summary_dir, flag="--summary_dir")
     strategy = distribution.create_strategy(
         "one_device" if FLAGS.export_dir else FLAGS.distribution_strategy,
         num_gpus=FLAGS.num_gpus,

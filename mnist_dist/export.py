@@ -29,7 +29,11 @@ flags.DEFINE_enum(
     "format", "saved_model", ["saved_model", "keras", "tflite"], "What to write."
 )
 flags.DEFINE_integer(
-    "version", None, "Of a SavedModel. Default: the step.", lower_bound=0
+    "version",
+    None,
+    "Of a SavedModel. Default: the step.",
+    lower_bound=0,
+    upper_bound=(1 << 63) - 1,  # TensorFlow Serving's
 )
 flags.DEFINE_bool("overwrite", False, "Replace another model of that name.")
 flags.DEFINE_string(

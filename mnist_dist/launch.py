@@ -38,7 +38,7 @@ from mnist_dist.cluster import split_address
 from mnist_dist.errors import InputError, PeerError
 
 NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", 2, "Workers on this host.", lower_bound=1
+    "num_workers", 2, "Workers on this host.", lower_bound=1, upper_bound=256
 )
 MAX_RESTARTS = flags.DEFINE_integer(
     "max_restarts", 0, "Times to start all workers again.", lower_bound=0

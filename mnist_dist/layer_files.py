@@ -21,13 +21,12 @@ from typing import IO
 import numpy as np
 
 from mnist_dist.data.npy import read_npy_data, read_npy_header
-from mnist_dist.data.reading import open_file, quoted
+from mnist_dist.data.reading import max_unpacked_bytes, open_file, quoted
 from mnist_dist.errors import InputError, RunError
 
 Arrays = dict[str, np.ndarray]
 
-# Trained weights hardly compress; small files may hold zeros, which do.
-_MAX_RATIO, _MIN_LIMIT = 16, 1 << 26
+MAX_WEIGHTS_RATIO = 16  # trained weights hardly compress
 _MAX_FOLDERS, _MAX_DEPTH = 10_000, 8
 # What zipfile raises on damaged files: it has no class of its own for them all.
 _ZIP_ERRORS = (
@@ -72,11 +71,6 @@ def check_layer(layer: str, *, where: str) -> str:
     return layer
 
 
-def max_unpacked_bytes(packed_bytes: int) -> int:
-    """Returns how much an archive of this size may unpack to."""
-    return max(_MIN_LIMIT, _MAX_RATIO * packed_bytes)
-
-
 def load_npz(path: str) -> Arrays:
     """Reads a layer file.
 
@@ -86,7 +80,7 @@ def load_npz(path: str) -> Arrays:
     """
     arrays: Arrays = {}
     with open_file(path) as (file, size):
-        left = max_unpacked_bytes(size)
+        left = max_unpacked_bytes(size, max_ratio=MAX_WEIGHTS_RATIO)
         try:
             with zipfile.ZipFile(file) as archive:
                 for member in archive.infolist():

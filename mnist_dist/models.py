@@ -68,7 +68,7 @@ def resolve_model(name: str) -> Callable[..., keras.Model]:
     if name in _MODELS:
         return _MODELS[name]
     module_name, colon, function_name = name.partition(":")
-    if not colon:
+    if not colon or name.startswith("."):
         raise InputError(
             f"--model: found {name!r}, expected {', '.join(_MODELS)} or module:function"
         )
@@ -106,7 +106,14 @@ def create_model(
     """
     function = resolve_model(name)
     arguments = {"image_shape": image_shape, "num_classes": num_classes}
-    if "dropout" in inspect.signature(function).parameters:
+    try:
+        signature = inspect.signature(function)
+        signature.bind_partial(**arguments)
+    except (TypeError, ValueError) as error:  # ValueError: written in C, without one
+        raise InputError(
+            f"--model: {name!r} takes no image_shape and num_classes: {error}"
+        ) from error
+    if "dropout" in signature.parameters:
         arguments["dropout"] = dropout
     elif dropout:
         raise InputError(f"--dropout: found {dropout}, but {name!r} takes no `dropout`")

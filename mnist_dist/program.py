@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 import sys
 import tempfile
@@ -163,19 +164,40 @@ def _leave(code: int) -> NoReturn:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    if _asks_help(argv):
-        outlive("stdout")  # `--help | head`
     try:
-        # absl knows --help only from its own parser of the command line.
-        return (
-            app.parse_flags_with_usage(argv) if _asks_help(argv) else flags.FLAGS(argv)
-        )
-    except flags.Error as error:
+        if _asks_help(argv):
+            outlive("stdout")  # `--help | head`
+            # absl knows --help only from its own parser of the command line.
+            return app.parse_flags_with_usage(argv)
+        return parse(argv)
+    except InputError as error:
         _fail(error, EXIT_INPUT)
 
 
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags in a command line; returns the rest of it.
+
+    Raises:
+      InputError: one is unknown or wrong; or empty, as when a script's variable is
+        not set, or not finite, which absl's bounds let pass.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, ValueError) as error:  # ValueError: --noexport=1
+        raise InputError(str(error)) from None
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        values = flag.value if isinstance(flag.value, list) else [flag.value]
+        if flag.present and (not values or "" in values):
+            raise InputError(f"--{name}: found nothing, expected a value")
+        if isinstance(flag.value, float) and not math.isfinite(flag.value):
+            raise InputError(f"--{name}: found {flag.value}, expected a finite number")
+    return rest
+
+
 def _asks_help(argv: list[str]) -> bool:
-    return any(arg.lstrip("-").startswith("help") for arg in argv[1:])
+    names = ("help", "helpshort", "helpfull", "helpxml")
+    return any(arg in (f"-{name}", f"--{name}") for arg in argv[1:] for name in names)
 
 
 def print_error(error: Exception) -> None:

@@ -68,6 +68,21 @@ def open_for_writing(model_dir: str) -> TextIO:
     return lock
 
 
+def check_directory(directory: str, *, flag: str) -> None:
+    """Checks that a directory can be written to later, and leaves no trace.
+
+    Raises:
+      InputError: it, or the first folder above it that there is, is not to write to.
+    """
+    existing = os.path.abspath(directory)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
+        raise InputError(
+            f"{flag}: found {directory!r}, expected a directory to write to"
+        )
+
+
 def delete_run(model_dir: str) -> None:
     """Deletes all that a run has written."""
     for name in (*_CONTENTS, "config.json"):

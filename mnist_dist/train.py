@@ -135,11 +135,14 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
 
     # 4. Where it left off, if it had begun. The chief alone reads and writes the run.
     settings = train_flags.shaping() | {"data_checksum": dataset.checksum}
-    start, lock = None, contextlib.ExitStack()
+    start, lock = None, None
     if cluster.is_chief:
         print(report.describe_run(run, use_xla=use_xla), flush=True)
-        if not FLAGS.dry_run:
-            lock.enter_context(run_directory.open_for_writing(FLAGS.model_dir))
+        # A directory that is not there yet is made once nothing is wrong any more.
+        if os.path.isdir(FLAGS.model_dir) and not FLAGS.dry_run:
+            lock = run_directory.open_for_writing(FLAGS.model_dir)
+        if FLAGS.export and FLAGS.export_dir:
+            run_directory.check_directory(FLAGS.export_dir, flag="--export_dir")
         start = run_start.find_start(
             model=model,
             specs=run.specs(),
@@ -150,6 +153,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         distribution.leave_together(strategy)
         return 0
     if cluster.is_chief:
+        lock = lock or run_directory.open_for_writing(FLAGS.model_dir)
         if FLAGS.overwrite:
             run_directory.delete_run(FLAGS.model_dir)
         run_directory.save_config(
@@ -195,7 +199,8 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
                 evaluation=dataset.evaluation,
             ).path
         print(report.describe_end(run, export_path))
-    lock.close()
+    if lock:
+        lock.close()
     distribution.leave_together(strategy)
     return program.EXIT_STOPPED if was_stopped else 0
 

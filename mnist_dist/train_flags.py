@@ -1,11 +1,13 @@
 """The flags of `train`, and what can be checked before TensorFlow is imported."""
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
+from mnist_dist import program
 from mnist_dist.errors import InputError
 from mnist_dist.run_plan import RunPlan
 
@@ -20,11 +22,23 @@ _enum("data_on_device", "auto", ["auto", "on", "off"], "off: stream the data set
 
 # What is trained, and for how long.
 _string("model", "cnn", "mlp, cnn, or module:function returning a Keras model.")
-_int("global_batch_size", 128, "Examples a step, over all replicas.", lower_bound=1)
+_int(
+    "global_batch_size",
+    128,
+    "Examples a step, over all replicas.",
+    lower_bound=1,
+    upper_bound=1 << 20,
+)
 _float("train_epochs", None, "Length in epochs. Default 4.", lower_bound=0)
 _int("train_steps", None, "Length in steps, instead of epochs.", lower_bound=1)
 _int("steps_per_loop", 0, "Most steps a call; 0: about half a second.", lower_bound=0)
-_int("seed", 1, "Of weights, example order, augmentation, dropout.", lower_bound=0)
+_int(
+    "seed",
+    1,
+    "Of weights, example order, augmentation, dropout.",
+    lower_bound=0,
+    upper_bound=(1 << 32) - 1,  # NumPy's and Keras's
+)
 _bool("deterministic", False, "Use only deterministic kernels (slower on GPUs).")
 
 # How.
@@ -51,7 +65,7 @@ _enum(
     "auto: by the number of devices and workers.",
 )
 _int("num_gpus", -1, "GPUs to use; -1: all.", lower_bound=-1)
-_int("logical_cpus", 1, "Devices to split the CPU into.", lower_bound=1)
+_int("logical_cpus", 1, "Devices to split the CPU into.", lower_bound=1, upper_bound=64)
 _enum(
     "all_reduce_alg",
     "auto",
@@ -95,13 +109,18 @@ def check_flags() -> None:
     """
     if not FLAGS.model_dir:
         raise InputError("--model_dir: found nothing, expected a directory")
+    if os.path.exists(FLAGS.model_dir) and not os.path.isdir(FLAGS.model_dir):
+        raise InputError(
+            f"--model_dir: found {FLAGS.model_dir!r}, which is no directory"
+        )
     if FLAGS.train_epochs is not None and FLAGS.train_steps is not None:
         raise InputError(
             "--train_epochs and --train_steps: found both, expected one of the two"
         )
     if FLAGS.train_epochs == 0:
         raise InputError("--train_epochs: found 0, expected more")
-    if FLAGS.restore not in ("auto", "none") and not FLAGS.restore.isdigit():
+    is_step = FLAGS.restore.isascii() and FLAGS.restore.isdigit()
+    if FLAGS.restore not in ("auto", "none") and not is_step:
         path = FLAGS.restore.removesuffix(".index")
         if not os.path.basename(path).startswith("ckpt-"):
             raise InputError(
@@ -155,11 +174,7 @@ def parse(args: Sequence[str]) -> None:
     Raises:
       InputError: it is wrong.
     """
-    try:
-        rest = FLAGS(["train", *args])[1:]
-    except flags.Error as error:
-        raise InputError(str(error)) from None
-    if rest:
+    if rest := program.parse(["train", *args])[1:]:
         raise InputError(f"unexpected argument {rest[0]!r}: flags begin with --")
     check_flags()
 
@@ -204,14 +219,10 @@ def run_plan(num_examples: int) -> RunPlan:
 def _profile_steps() -> tuple[int, int] | None:
     if not FLAGS.profile_steps:
         return None
-    parts = FLAGS.profile_steps.split(",")
-    if (
-        len(parts) != 2
-        or not all(p.isdigit() for p in parts)
-        or (int(parts[0]) >= int(parts[1]))
-    ):
+    steps = re.fullmatch(r"([0-9]+),([0-9]+)", FLAGS.profile_steps)
+    if not steps or int(steps[1]) >= int(steps[2]):
         raise InputError(
             f"--profile_steps: found {FLAGS.profile_steps!r}, expected two rising "
             "steps as in 10,20"
         )
-    return int(parts[0]), int(parts[1])
+    return int(steps[1]), int(steps[2])

@@ -17,13 +17,13 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from mnist_dist import checkpoints
 from mnist_dist.checkpoints import Arrays
-from mnist_dist.data.reading import open_file, quoted
+from mnist_dist.data.reading import max_unpacked_bytes, open_file, quoted
 from mnist_dist.errors import InputError
 from mnist_dist.layer_files import (
+    MAX_WEIGHTS_RATIO,
     check_name,
     load_folder,
     load_npz,
-    max_unpacked_bytes,
 )
 from mnist_dist.run_directory import checkpoint_dirs
 from mnist_dist.saved_model import list_versions
@@ -199,7 +199,7 @@ def _load_keras(path: str) -> Weights:
 def _check_keras_archive(path: str) -> None:
     """Compares what a model will take with the file's size, before Keras builds it."""
     with open_file(path) as (file, size), zipfile.ZipFile(file) as archive:
-        limit = max_unpacked_bytes(size)
+        limit = max_unpacked_bytes(size, max_ratio=MAX_WEIGHTS_RATIO)
         if (claimed := sum(m.file_size for m in archive.infolist())) > limit:
             raise InputError(
                 f"{quoted(path)}: claims to unpack to {claimed} bytes, expected at most "

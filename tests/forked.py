@@ -18,18 +18,23 @@ from pathlib import Path
 
 @dataclasses.dataclass
 class Process:
-    """A running program; `wait` gives its exit code, negative for a signal."""
+    """A running program; `wait` gives its exit code, negative for a signal.
+
+    After that, `peak_bytes` is the most memory that it had, with what it inherited.
+    """
 
     server: "ForkServer"
     pid: int
     files: str
+    peak_bytes: int = 0
 
     def kill(self, signal_number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal_number)
 
     def wait(self) -> int:
-        return self.server.request({"wait": self.pid})
+        code, self.peak_bytes = self.server.request({"wait": self.pid})
+        return code
 
     def stdout(self) -> str:
         return Path(f"{self.files}.out").read_text()
@@ -60,23 +65,31 @@ class ForkServer:
         )
 
     def start(
-        self, module: str, *arguments: str, limits: dict[str, int] | None = None
+        self,
+        module: str,
+        *arguments: str,
+        limits: dict[str, int] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> Process:
-        """Starts `python -m module arguments`, under limits as `resource` names them."""
+        """Starts `python -m module arguments`, under limits as `resource` names them.
+
+        `environment` adds to what there is.
+        """
         self._count += 1
         files = str(self._folder / str(self._count))
         for suffix in ("out", "err"):
             Path(f"{files}.{suffix}").touch()
         request = {"module": module, "arguments": arguments, "files": files}
         request["limits"] = limits or {}
-        return Process(self, self.request(request), files)
+        request["environment"] = environment or {}
+        return Process(self, self.request(request)[0], files)
 
-    def request(self, request: dict) -> int:
+    def request(self, request: dict) -> list[int]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
         self._process.communicate()
@@ -90,12 +103,13 @@ def _serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            _, status = os.waitpid(request["wait"], 0)
-            print(os.waitstatus_to_exitcode(status), flush=True)
+            _, status, usage = os.wait4(request["wait"], 0)
+            answer = [os.waitstatus_to_exitcode(status), usage.ru_maxrss << 10]
         elif pid := os.fork():
-            print(pid, flush=True)
+            answer = [pid]
         else:
             _run(request)
+        print(json.dumps(answer), flush=True)
 
 
 def _run(request: dict) -> None:
@@ -105,6 +119,7 @@ def _run(request: dict) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for name, limit in request["limits"].items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
+    os.environ.update(request["environment"])
     sys.argv = [request["module"], *request["arguments"]]
     code: object = 1
     try:

@@ -296,7 +296,7 @@ def with_claimed_size(content: bytes, member_bytes: int, claim: int) -> bytes:
     return content.replace(struct.pack("<I", member_bytes), struct.pack("<I", claim))
 
 
-HUGE = (500 * MEBIBYTE // 784, 28, 28)
+HUGE = (100 * MEBIBYTE // 784, 28, 28)
 SHORT_NOISE = npy_header(HUGE) + noise(MEBIBYTE)
 
 HOSTILE = {
@@ -320,7 +320,7 @@ HOSTILE = {
     ),
     "directory claims what is not there": (
         with_claimed_size(
-            npz_bytes(x_train=SHORT_NOISE), len(SHORT_NOISE), 500 * MEBIBYTE
+            npz_bytes(x_train=SHORT_NOISE), len(SHORT_NOISE), 100 * MEBIBYTE
         ),
         f"x_train: too short: found {MEBIBYTE} bytes of data",
     ),

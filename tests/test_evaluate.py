@@ -155,36 +155,6 @@ def test_watch_that_waits_in_vain_exits_1_and_a_stopped_one_143(fork_server, tmp
     assert "stopped by SIGTERM" in watch.stdout()
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ([], "found neither, expected one of the two"),
-        (["--model_dir=RUN/run", "--export_dir=RUN/export1"], "found both"),
-        (["--model_dir=RUN/run", "--checkpoint=-1"], "--checkpoint: found '-1'"),
-        (["--model_dir=RUN/run", "--checkpoint=9"], "--checkpoint: found 9"),
-        (["--model_dir=RUN/run", "--checkpoint=1", "--watch"], "--checkpoint: found w"),
-        (["--model_dir=RUN/run", "--timeout=-1", "--watch"], "timeout"),
-        (["--model_dir=RUN/run", "--timeout=1"], "--timeout: found without --watch"),
-        (["--model_dir=RUN/run", "--split=validation"], "--split: found validation"),
-        (["--model_dir=RUN/run", "--data_dir=/no/such"], "/no/such"),
-        (["--model_dir=RUN/run", "--num_gpus=99"], "--num_gpus: found 99"),
-        (
-            ["--model_dir=RUN/run", "--summary_dir=/dev/null"],
-            "--summary_dir: found '/d",
-        ),
-        (["--model_dir=/no/such/run"], "/no/such/run/config.json"),
-        (["--export_dir=/no/such/run"], "/no/such/run"),
-        (["--export_dir=RUN/export1", "--nouse_ema"], "--use_ema: found with --export"),
-    ],
-)
-def test_wrong_input_exits_2_with_one_line(flags, message, run, fork_server):
-    flags = [flag.replace("RUN", str(run)) for flag in flags]
-    process = fork_server.start("mnist_dist.evaluate", *flags)
-    assert process.wait() == 2
-    assert process.stderr().count("\n") == 1, process.stderr()
-    assert message in process.stderr()
-
-
 @pytest.mark.parametrize("has_card", [True, False])
 @pytest.mark.parametrize("damage", ["no variables", "truncated", "no serving_default"])
 def test_damaged_saved_model_exits_2_with_one_line(

@@ -153,29 +153,3 @@ def test_missing_data_set_costs_the_accuracy_alone(fork_server, tmp_path):
     export(fork_server, f"--model_dir={tmp_path}/run", moved, "--version=6")
     card = json.loads((tmp_path / "run/export/6/model_card.json").read_text())
     assert card["evaluation"]["num_examples"] == 53
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ([], "--model_dir: found nothing"),
-        (["--model_dir=/no/such/run"], "/no/such/run/config.json"),
-        (["--model_dir=RUN", "--checkpoint=newest"], "--checkpoint: found 'newest'"),
-        (["--model_dir=RUN", "--checkpoint=7"], "--checkpoint: found 7, expected"),
-        (["--model_dir=RUN", "--checkpoint=best"], "best: found no checkpoint"),
-        (["--model_dir=RUN", "--version=-1"], "version"),
-        (["--model_dir=RUN", "--version=1", "--format=keras"], "--version: found 1"),
-        (["--model_dir=RUN", "--format=onnx"], "format"),
-        (["--model_dir=RUN", "--export_dir=/dev/null"], "--export_dir: found"),
-        (["--model_dir=RUN", "--data_dir=/no/such/data"], "/no/such/data"),
-    ],
-)
-def test_wrong_input_exits_2_with_one_line(flags, message, fork_server, tmp_path):
-    data_dir = save_data_set(tmp_path / "data")
-    create_run(tmp_path / "run", data_dir=data_dir)
-    flags = [flag.replace("RUN", f"{tmp_path}/run") for flag in flags]
-    process = start_export(fork_server, *flags)
-    assert process.wait() == 2
-    assert process.stderr().count("\n") == 1, process.stderr()
-    assert message in process.stderr()
-    assert not (tmp_path / "run" / "export").exists()

@@ -296,33 +296,6 @@ def test_missing_host_is_named(start, node_rank, message):
     assert message in finish(process)[2]
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--num_workers=0"], "num_workers"),
-        (["--model_dir=x"], "Unknown command line flag 'model_dir'"),
-        (["--", "--no_such"], "no_such"),
-        (["--"], "--model_dir: found nothing"),
-        (["--", "--model_dir=x", "--task_index=1"], "launch sets them"),
-        (["--", "--model_dir=x", "stray"], "unexpected argument 'stray'"),
-        (["--nnodes=2", "--", "--model_dir=x"], "--master_addr: found nothing"),
-    ],
-)
-def test_wrong_flags_exit_2_with_one_line(flags, message, tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "mnist_dist", "launch", *flags],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.getcwd()},
-        check=False,
-    )
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-    assert message in result.stderr
-    assert not list(tmp_path.iterdir())
-
-
 def test_command_is_split_at_the_first_two_dashes():
     assert split_command(["l", "--a", "--", "--b", "--"]) == (
         ["l", "--a"],

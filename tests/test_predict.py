@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -253,16 +252,6 @@ def test_closed_stream_is_one_line(stream, name, run_dir):
     assert result.stderr.count("\n") == 1
 
 
-def test_damaged_model_is_one_line(predict, run_dir, png_dir, tmp_path):
-    shutil.copytree(run_dir / "export" / "0", tmp_path / "0")
-    shutil.rmtree(tmp_path / "0" / "variables")
-    result = predict(f"--export_dir={tmp_path}", png_dir)
-    assert result.returncode == 2
-    assert result.stdout == b""
-    assert result.stderr.count(b"\n") == 1
-    assert f"{str(tmp_path / '0')!r}: not a SavedModel".encode() in result.stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -288,9 +277,3 @@ def test_wrong_flags_exit_2_before_tensorflow_is_imported(arguments, message):
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
-
-
-def test_more_best_classes_than_there_are(predict, run_dir):
-    result = predict(f"--model_dir={run_dir}", "--top_k=11", "a.png")
-    assert result.returncode == 2
-    assert b"--top_k: found 11, expected at most the 10 classes" in result.stderr

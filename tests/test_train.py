@@ -522,31 +522,3 @@ def test_dry_run_checks_and_prints_and_leaves_nothing(tmp_path, run_train):
     assert result.returncode == 0, result.stderr
     assert "1,875, 469 an epoch" in result.stdout
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--model_dir="], "--model_dir: found nothing"),
-        (["--train_epochs=1", "--train_steps=1"], "found both"),
-        (["--train_steps=-1"], "train_steps"),
-        (["--global_batch_size=0"], "global_batch_size"),
-        (["--optimizer=lion"], "optimizer"),
-        (["--no_such_flag"], "no_such_flag"),
-        (["stray"], "unexpected argument 'stray'"),
-        (["--restore=newest"], "--restore: found 'newest'"),
-        (["--profile_steps=20,10"], "--profile_steps"),
-        (["--model=resnet"], "--model: found 'resnet', expected mlp, cnn"),
-        (["--model=no_such:thing"], "--model: cannot load 'no_such:thing'"),
-        (["--data_dir=/no/such/place"], "/no/such/place"),
-        (["--global_batch_size=9", "--logical_cpus=2"], "multiple of the 2 replicas"),
-        (["--num_gpus=3"], "--num_gpus: found 3, expected at most"),
-        (["--model_dir=/dev/null"], "--model_dir: found '/dev/null'"),
-    ],
-)
-def test_wrong_flags_exit_2_with_one_line(flags, message, tmp_path, run_train):
-    result = run_train(f"--model_dir={tmp_path}/run", *flags)
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-    assert message in result.stderr
-    assert not (tmp_path / "run").exists()

@@ -171,31 +171,3 @@ def test_layer_in_three_lines(mlp):
     set_layer(dense, load_layer(mlp, "dense_layer_1"))
     weights = load_weights(mlp).arrays
     np.testing.assert_array_equal(dense.kernel, weights["dense_layer_1/kernel"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["weights"], "found 'no action', expected one of: list, save"),
-        (["weights", "lost"], "found 'lost'"),
-        (["weights", "save", "--from=x"], "--output: found nothing"),
-        (["weights", "list", "--from=x", "--step=3"], "--step: found it with `list`"),
-        (["weights", "transplant", "--from=x"], "found neither"),
-        (["weights", "transplant", "--from=x", "--map=a", "--output=y"], "--map: found 'a'"),
-        (["weights", "list", "--from=x", "--checkpoint=-1"], "--checkpoint: found '-1'"),
-        (["weights", "list", "--from=no/such"], "'no/such': found nothing"),
-        (["weights", "list", "--from=RUN", "--layers=lost"], "expected one of: dense_layer_1"),
-        (["weights", "save", "--from=RUN", "--layers=../x", "--output=o"], "layer name '../x'"),
-        (["weights", "load", "--from=RUN", "--model_dir=no/run"], "'no/run' without"),
-        (["weights", "revert", "--model_dir=RUN", "--step=7"], "found 7, expected"),
-        (["train", "--model_dir=NEW", "--init_from=RUN/best"], "no layer fits"),
-        (["train", "--model_dir=NEW", "--freeze=lost"], "--freeze: found 'lost'"),
-    ],
-)  # fmt: skip
-def test_wrong_input_is_one_line_and_exit_2(arguments, message, mlp, tmp_path):
-    result = run(
-        *(a.replace("RUN", mlp).replace("NEW", f"{tmp_path}/new") for a in arguments)
-    )
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1

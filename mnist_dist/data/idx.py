@@ -15,8 +15,9 @@ import zlib
 import numpy as np
 
 from mnist_dist.data.reading import (
-    MAX_DEFLATE_RATIO,
+    MAX_IMAGES_RATIO,
     ByteStream,
+    max_unpacked_bytes,
     open_file,
     quoted,
     read_payload,
@@ -57,9 +58,8 @@ def load_idx(path: str | os.PathLike[str]) -> np.ndarray:
             return _read_array(file, max_bytes=size, name=name)
         try:
             with gzip.GzipFile(fileobj=file) as stream:
-                return _read_array(
-                    stream, max_bytes=MAX_DEFLATE_RATIO * size, name=name
-                )
+                limit = max_unpacked_bytes(size, max_ratio=MAX_IMAGES_RATIO)
+                return _read_array(stream, max_bytes=limit, name=name)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(f"{name}: damaged gzip data ({error})") from error
 

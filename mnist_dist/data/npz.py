@@ -10,7 +10,12 @@ import zlib
 import numpy as np
 
 from mnist_dist.data.npy import read_npy_data, read_npy_header
-from mnist_dist.data.reading import MAX_DEFLATE_RATIO, open_file, quoted
+from mnist_dist.data.reading import (
+    MAX_IMAGES_RATIO,
+    max_unpacked_bytes,
+    open_file,
+    quoted,
+)
 from mnist_dist.errors import InputError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -79,13 +84,18 @@ def _read_array(
     is_images: bool,
     name: str,
 ) -> np.ndarray:
-    ratios = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: MAX_DEFLATE_RATIO}
-    if member.compress_type not in ratios:
+    limits = {
+        zipfile.ZIP_STORED: archive_bytes,
+        zipfile.ZIP_DEFLATED: max_unpacked_bytes(
+            archive_bytes, max_ratio=MAX_IMAGES_RATIO
+        ),
+    }
+    if member.compress_type not in limits:
         raise InputError(
             f"{name}: found zip compression method {member.compress_type}, expected "
             "stored or deflated"
         )
-    max_bytes = ratios[member.compress_type] * archive_bytes
+    max_bytes = limits[member.compress_type]
     if member.file_size > max_bytes:
         raise InputError(
             f"{name}: the zip directory claims {member.file_size} bytes, but a file "

@@ -10,10 +10,11 @@ from typing import IO, Protocol
 
 from mnist_dist.errors import InputError
 
-# Deflate codes at most 258 bytes in 2 bits: no honest gzip or zip file holds more.
-MAX_DEFLATE_RATIO = 1032
-
+# Small files may be all zeros, which deflate packs a thousandfold.
+_MIN_LIMIT = 1 << 26
 _CHUNK_BYTES = 1 << 18
+
+MAX_IMAGES_RATIO = 128  # of images: drawings in black and white
 
 
 class ByteStream(Protocol):
@@ -53,6 +54,16 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], int]]:
             yield file, size
     except OSError as error:
         raise _cannot_read(path, error) from error
+
+
+def max_unpacked_bytes(packed_bytes: int, *, max_ratio: int) -> int:
+    """Returns how much a compressed file of this size may hold before it is a bomb.
+
+    Args:
+      packed_bytes: size of the file.
+      max_ratio: what honest content of its kind is packed by at most.
+    """
+    return max(_MIN_LIMIT, max_ratio * packed_bytes)
 
 
 def _cannot_read(path: str | os.PathLike[str], error: Exception) -> InputError:
