@@ -188,7 +188,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     for name in flags.FLAGS:
         flag = flags.FLAGS[name]
         values = flag.value if isinstance(flag.value, list) else [flag.value]
-        if flag.present and (not values or "" in values):
+        if flag.present and (not values or "" in values or [] in values):
             raise InputError(f"--{name}: found nothing, expected a value")
         if isinstance(flag.value, float) and not math.isfinite(flag.value):
             raise InputError(f"--{name}: found {flag.value}, expected a finite number")
