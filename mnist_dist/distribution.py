@@ -8,13 +8,16 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from mnist_dist.cluster import (
-    PORT_WARNING,
-    Cluster,
-    exits_unless_done_within,
-    meet_peers,
-)
+from mnist_dist.cluster import Cluster
 from mnist_dist.errors import InputError, PeerError
+from mnist_dist.exit_timer import exits_unless_done_within
+from mnist_dist.peers import meet_peers
+
+# TensorFlow listens on all interfaces, whatever address it is given.
+PORT_WARNING = (
+    "the cluster port is unauthenticated and open on all interfaces: whoever reaches "
+    "it controls this process; keep it inside a private network"
+)
 
 _ONE_WORKER = Cluster("one worker")
 _LEAVING_SECONDS = 5.0  # that the others may take to end with this worker
@@ -44,7 +47,8 @@ def create_strategy(
     """Chooses devices and builds the strategy over them.
 
     Must come before anything else that starts TensorFlow's runtime. With several
-    workers TensorFlow puts a handler of its own in the place of SIGTERM's.
+    workers TensorFlow puts a handler of its own in the place of SIGTERM's: a
+    `StopRequest` listens only after this.
 
     Args:
       name: `auto` (several workers: multi_worker_mirrored; several devices: mirrored;

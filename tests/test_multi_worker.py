@@ -21,9 +21,9 @@ COMMON = [
     "--global_batch_size=96",
     "--lr_schedule=constant",
     "--dropout=0.1",
-    "--eval_interval=40",
-    "--checkpoint_interval=40",
-    "--summary_interval=20",
+    "--eval_interval=20",
+    "--checkpoint_interval=20",
+    "--summary_interval=10",
     "--noexport",
 ]
 
@@ -42,8 +42,8 @@ def start(fork_server):
     """Starts workers, each with a model_dir of its own; ends them after the test."""
     processes = []
 
-    def start(model_dir, *flags, num_workers=2, ranks=None, own_flags=None):
-        hosts = free_hosts(num_workers)
+    def start(model_dir, *flags, num_workers=2, ranks=None, own_flags=None, hosts=None):
+        hosts = hosts or free_hosts(num_workers)
         group = []
         for rank in range(num_workers) if ranks is None else ranks:
             # No shared file system: only the chief may need the run's directory.
@@ -98,7 +98,7 @@ def one_process(tmp_path_factory, fork_server):
     """Undisturbed runs in one process, by model and steps."""
     folder, done = tmp_path_factory.mktemp("one"), {}
 
-    def run(model="mlp", steps=120):
+    def run(model="mlp", steps=60):
         if (model, steps) not in done:
             done[model, steps] = folder / f"{model}-{steps}"
             process = fork_server.start(
@@ -117,7 +117,7 @@ def one_process(tmp_path_factory, fork_server):
 # A max pool that takes another pixel makes more of a rounding error than a product
 # does: of the cnn only so many steps are the same to float tolerance.
 @pytest.mark.parametrize(
-    ("model", "steps", "evaluated"), [("mlp", 120, [40, 80, 120]), ("cnn", 10, [10])]
+    ("model", "steps", "evaluated"), [("mlp", 60, [20, 40, 60]), ("cnn", 10, [10])]
 )
 def test_two_workers_give_the_results_of_one(
     model, steps, evaluated, one_process, start, tmp_path
@@ -155,7 +155,7 @@ def wait_for_step(model_dir, step, group):
 )
 def test_signal_to_one_worker_stops_all_at_one_step(rank, number, start, tmp_path):
     group = start(tmp_path, "--train_steps=100000")
-    wait_for_step(tmp_path, 40, group)
+    wait_for_step(tmp_path, 20, group)
     group[rank].kill(number)
     finish(group, code=143)
     lines = [process.stdout().splitlines()[-1] for process in group]
@@ -168,26 +168,62 @@ def test_signal_to_one_worker_stops_all_at_one_step(rank, number, start, tmp_pat
     assert stopped_at == {f"{newest:,}"}
 
 
+# Sends SIGTERM when TensorFlow has connected the workers, and with that put a handler
+# of its own in the place of ours.
+SIGNALLED_WHILE_CONNECTING = """
+import contextlib, os, runpy, signal, sys
+from mnist_dist import exit_timer
+limit = exit_timer.exits_unless_done_within
+@contextlib.contextmanager
+def limit_and_signal(seconds, *, code):
+    with limit(seconds, code=code):
+        yield
+    os.kill(os.getpid(), signal.SIGTERM)
+exit_timer.exits_unless_done_within = limit_and_signal
+runpy.run_module("mnist_dist.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_signal_while_tensorflow_connects_is_not_lost(start, one_process, tmp_path):
+    hosts = free_hosts(2)
+    (chief,) = start(tmp_path, "--train_steps=60", ranks=[0], hosts=hosts)
+    other = subprocess.run(
+        [
+            *(sys.executable, "-c", SIGNALLED_WHILE_CONNECTING, *COMMON),
+            *(f"--model_dir={tmp_path}/not-for-1", "--train_steps=60"),
+            *("--peer_timeout=2", f"--worker_hosts={hosts}", "--task_index=1"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (other.returncode, chief.wait()) == (143, 143), other.stderr
+    assert "stopped by SIGTERM at step 1 and saved" in other.stdout
+    assert list_checkpoints(str(tmp_path / "checkpoints")) == [1]
+    finish(start(tmp_path, "--train_steps=60"))
+    assert_same_weights(tmp_path, one_process())
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_killed_worker_ends_the_other_at_once_and_all_go_on(
     rank, one_process, start, tmp_path
 ):
-    group = start(tmp_path, "--train_steps=120", "--steps_per_loop=1")
-    wait_for_step(tmp_path, 40, group)
+    group = start(tmp_path, "--train_steps=60", "--steps_per_loop=1")
+    wait_for_step(tmp_path, 20, group)
     group[rank].kill(signal.SIGKILL)
     began = time.monotonic()
     assert group[1 - rank].wait() == 143
     assert time.monotonic() - began < 2
     message = group[1 - rank].stderr().splitlines()[-1]
     assert f"train: error: worker {rank} is gone" in message
-    finish(start(tmp_path, "--train_steps=120"))
+    finish(start(tmp_path, "--train_steps=60"))
     assert_same_weights(tmp_path, one_process())
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_silent_worker_is_lost_after_the_peer_timeout(rank, start, tmp_path):
     group = start(tmp_path, "--train_steps=100000")
-    wait_for_step(tmp_path, 40, group)
+    wait_for_step(tmp_path, 20, group)
     group[rank].kill(signal.SIGSTOP)
     began = time.monotonic()
     assert group[1 - rank].wait() == 143
@@ -231,8 +267,8 @@ def test_workers_started_otherwise_are_refused(start, tmp_path):
 
 
 def test_wrong_input_of_the_chief_ends_all_with_its_reason(start, tmp_path):
-    finish(start(tmp_path, "--train_steps=40"))
-    group = start(tmp_path, "--train_steps=80", "--learning_rate=1")
+    finish(start(tmp_path, "--train_steps=20"))
+    group = start(tmp_path, "--train_steps=40", "--learning_rate=1")
     assert [process.wait() for process in group] == [2, 143]
     assert "--learning_rate: found 1.0" in group[0].stderr().splitlines()[-1]
 
@@ -268,12 +304,12 @@ def test_dry_run_leaves_nothing(start, tmp_path):
 
 
 def test_run_goes_on_with_other_numbers_of_workers(one_process, start, tmp_path):
-    finish(start(tmp_path, "--train_steps=30"))
-    finish(start(tmp_path, "--train_steps=60", num_workers=3))
+    finish(start(tmp_path, "--train_steps=20"))
+    finish(start(tmp_path, "--train_steps=30", num_workers=3))
     mirrored = ["--distribution_strategy=mirrored", "--logical_cpus=2"]
-    finish(start(tmp_path, "--train_steps=80", *mirrored, num_workers=1))
-    finish(start(tmp_path, "--train_steps=100", num_workers=1))
-    finish(start(tmp_path, "--train_steps=120"))
+    finish(start(tmp_path, "--train_steps=40", *mirrored, num_workers=1))
+    finish(start(tmp_path, "--train_steps=50", num_workers=1))
+    finish(start(tmp_path, "--train_steps=60"))
     assert_same_weights(tmp_path, one_process())
     assert not list(tmp_path.glob("not-for-*"))
 
