@@ -39,8 +39,9 @@ def start(tmp_path):
         worker.write_text(PRELUDE + textwrap.dedent(text))
         arguments = {"num_workers": 2, "max_restarts": 0} | options
         code = (
-            "import sys; from mnist_dist import launch; launch.FIRST_DELAY = 0.05\n"
-            f"launch.STOP_SECONDS = 3.0; launch.ORPHAN_SECONDS = 1.0\n"
+            "import sys; from mnist_dist import launch, worker_group\n"
+            "launch.FIRST_DELAY = 0.05\n"
+            "worker_group.STOP_SECONDS = 3.0; worker_group.ORPHAN_SECONDS = 1.0\n"
             f"sys.exit(launch.launch([sys.executable, {str(worker)!r}],"
             f" model_dir={str(tmp_path)!r}, **{arguments!r}))"
         )

@@ -16,6 +16,7 @@ import pytest
 
 from mnist_dist.checkpoints import list_checkpoints, load_arrays
 
+FORKING_LAUNCHER = str(pathlib.Path(__file__).with_name("forking_launcher.py"))
 COMMON = [
     "--model=mlp",
     "--global_batch_size=96",
@@ -315,17 +316,16 @@ def test_run_goes_on_with_other_numbers_of_workers(one_process, start, tmp_path)
 
 
 def workers_of(launcher):
-    """Process numbers of a launcher's workers, by rank."""
+    """Process numbers of a forking launcher's workers, by rank."""
     found = {}
     for path in pathlib.Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            arguments = (path / "cmdline").read_text().split("\0")
+            name, _, rest = (path / "stat").read_text().rpartition(")")
         except OSError:  # it has ended
             continue
-        ranks = [a for a in arguments if a.startswith("--task_index=")]
-        if parent == launcher.pid and ranks:
-            found[int(ranks[0].removeprefix("--task_index="))] = int(path.name)
+        rank = name.partition("(worker-")[2]
+        if rank and int(rest.split()[1]) == launcher.pid:
+            found[int(rank)] = int(path.name)
     return found
 
 
@@ -334,16 +334,20 @@ def test_killed_20_times_under_launch_a_run_ends_as_if_undisturbed(tmp_path):
     flags = [*COMMON, "--train_steps=3000", "--steps_per_loop=20", "--peer_timeout=5"]
     flags += ["--eval_interval=1000"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [sys.executable, "-m", "mnist_dist", "launch", "--num_workers=2"]
     subprocess.run(
-        [*command, "--", f"--model_dir={whole}", *flags],
+        [
+            *(sys.executable, "-m", "mnist_dist", "launch", "--num_workers=2", "--"),
+            *(f"--model_dir={whole}", *flags),
+        ],
         capture_output=True,
         check=True,
     )
-    command += ["--max_restarts=20", "--", f"--model_dir={killed}", *flags]
     rng, directory = random.Random(1), str(killed / "checkpoints")
     launcher = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, FORKING_LAUNCHER, "20", f"--model_dir={killed}", *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     with launcher:
         seen: set[int] = set()
@@ -361,9 +365,9 @@ def test_killed_20_times_under_launch_a_run_ends_as_if_undisturbed(tmp_path):
                 while max(list_checkpoints(directory), default=0) <= reached:
                     assert time.monotonic() < deadline
                     time.sleep(0.002)
-                time.sleep(rng.uniform(0, 0.3))
+                time.sleep(rng.uniform(0, 0.2))
             else:
-                time.sleep(rng.uniform(0, 5))
+                time.sleep(rng.uniform(0, 2))
             os.kill(workers[rng.randrange(2)], signal.SIGKILL)
             seen = {*workers.values()}
         errors = launcher.communicate(timeout=120)[1]
