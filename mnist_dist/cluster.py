@@ -221,10 +221,15 @@ def _from_slurm(environ: Mapping[str, str]) -> Cluster:
             f"expected number {places[rank][1]} of node {places[rank][0]}: start the "
             "step with --distribution=block"
         )
-    bound = ("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_TRES_BIND")
-    return Cluster(
-        "Slurm", tuple(workers), rank, has_own_gpus=any(map(environ.get, bound))
-    )
+    return Cluster("Slurm", tuple(workers), rank, has_own_gpus=_binds_gpus(environ))
+
+
+def _binds_gpus(environ: Mapping[str, str]) -> bool:
+    """Whether each task of a Slurm step sees GPUs that no other sees."""
+    bind = environ.get("SLURM_TRES_BIND") or environ.get("SLURM_GPU_BIND") or ""
+    if re.search(r"\b(none|closest)\b", bind):
+        return False
+    return bool(bind or environ.get("SLURM_GPUS_PER_TASK"))
 
 
 def _slurm_number(environ: Mapping[str, str], name: str) -> int:

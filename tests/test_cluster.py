@@ -150,10 +150,21 @@ def test_slurm_gives_workers_in_node_list_order_with_ports_of_their_own(slurm):
     assert not set(found.workers) & set(next_job.workers)
 
 
-def test_slurm_gpus_are_shared_out_unless_bound_to_tasks(slurm):
+@pytest.mark.parametrize(
+    ("options", "has_own"),
+    [
+        ({}, False),
+        ({"SLURM_GPUS_PER_TASK": "1"}, True),
+        ({"SLURM_GPU_BIND": "single:1"}, True),
+        ({"SLURM_TRES_BIND": "gres/gpu:per_task:1"}, True),
+        ({"SLURM_GPUS_PER_TASK": "1", "SLURM_GPU_BIND": "none"}, False),
+        ({"SLURM_GPU_BIND": "verbose,closest"}, False),
+        ({"SLURM_GPUS_PER_TASK": "1", "SLURM_TRES_BIND": "gres/gpu:none"}, False),
+    ],
+)
+def test_slurm_gpus_are_shared_out_unless_bound_to_tasks(slurm, options, has_own):
     seen = slurm | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}
-    assert not find_cluster(seen).has_own_gpus
-    assert find_cluster(seen | {"SLURM_GPUS_PER_TASK": "1"}).has_own_gpus
+    assert find_cluster(seen | options).has_own_gpus is has_own
 
 
 def test_slurm_step_of_one_task_is_one_worker(slurm):
