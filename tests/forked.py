@@ -61,15 +61,26 @@ class ForkServer:
         )
 
     def start(
-        self, module: str, *arguments: str, limits: dict[str, int] | None = None
+        self,
+        module: str,
+        *arguments: str,
+        limits: dict[str, int] | None = None,
+        environ: dict[str, str] | None = None,
     ) -> Process:
-        """Starts `python -m module arguments`, under limits as `resource` names them."""
+        """Starts `python -m module arguments`.
+
+        Args:
+          module: to run.
+          arguments: of its command line.
+          limits: as `resource` names them.
+          environ: more variables.
+        """
         self._count += 1
         files = str(self._folder / str(self._count))
         for suffix in ("out", "err"):
             Path(f"{files}.{suffix}").touch()
         request = {"module": module, "arguments": arguments, "files": files}
-        request["limits"] = limits or {}
+        request |= {"limits": limits or {}, "environ": environ or {}}
         return Process(self, self.request(request), files)
 
     def request(self, request: dict) -> int:
@@ -124,6 +135,7 @@ def _run(request: dict) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for name, limit in request["limits"].items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
+    os.environ.update(request["environ"])
     run_module(request["module"], request["arguments"])
 
 
