@@ -3,14 +3,13 @@
   python tests/forking_launcher.py MAX_RESTARTS --model_dir=DIR FLAGS OF train
 
 Forked is all that differs: processes, pipes, signals and restarts are the launcher's
-own. A worker's name in /proc is worker-RANK.
+own.
 """
 
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 from forked import import_everything, run_module
 
@@ -23,7 +22,6 @@ class ForkingPopen(subprocess.Popen):
     def __init__(self, command, *, preexec_fn=None, env=None, **options):
         def run_here():
             preexec_fn()
-            Path("/proc/self/comm").write_text(f"worker-{command[-1].split('=')[1]}")
             os.closerange(3, os.sysconf("SC_OPEN_MAX"))
             signal.set_wakeup_fd(-1)
             for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
