@@ -8,13 +8,16 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from mnist_dist.cluster import (
-    PORT_WARNING,
-    Cluster,
-    exits_unless_done_within,
-    meet_peers,
-)
+from mnist_dist.cluster import Cluster
 from mnist_dist.errors import InputError, PeerError
+from mnist_dist.exit_timer import exits_unless_done_within
+from mnist_dist.peers import meet_peers
+
+# TensorFlow listens on all interfaces, whatever address it is given.
+PORT_WARNING = (
+    "the cluster port is unauthenticated and open on all interfaces: whoever reaches "
+    "it controls this process; keep it inside a private network"
+)
 
 _ONE_WORKER = Cluster("one worker")
 _LEAVING_SECONDS = 5.0  # that the others may take to end with this worker
@@ -45,7 +48,8 @@ def create_strategy(
     """Chooses devices and builds the strategy over them.
 
     Must come before anything else that starts TensorFlow's runtime. With several
-    workers TensorFlow puts a handler of its own in the place of SIGTERM's.
+    workers TensorFlow puts a handler of its own in the place of SIGTERM's: a
+    `StopRequest` listens only after this.
 
     Args:
       name: `auto` (several workers: multi_worker_mirrored; several devices: mirrored;
@@ -59,18 +63,21 @@ def create_strategy(
         host where they are not this worker's alone; 0 is the CPU.
       logical_cpus: splits the CPU into so many devices, which tests use to run
         several replicas without a GPU.
-      all_reduce_alg: `auto`, `nccl`, `hierarchical_copy` (one worker) or `ring`
-        (several).
+      all_reduce_alg: `auto`, `nccl` (GPUs), `hierarchical_copy` (one worker) or
+        `ring` (several).
       deterministic: use only kernels that always give the same bits.
 
     Raises:
       InputError: devices asked for are not there, or a worker was started otherwise.
       PeerError: a worker did not come in time.
     """
-    gpus = _shared_out(tf.config.list_physical_devices("GPU"), cluster, num_gpus)
+    gpus = share_of_host(tf.config.list_physical_devices("GPU"), cluster, num_gpus)
     if num_gpus > len(gpus):
         raise InputError(f"--num_gpus: found {num_gpus}, expected at most {len(gpus)}")
     gpus = gpus if num_gpus < 0 else gpus[:num_gpus]
+    check_all_reduce(
+        all_reduce_alg, num_workers=cluster.num_workers, num_gpus=len(gpus)
+    )
     tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
@@ -124,6 +131,42 @@ def create_strategy(
         f"--distribution_strategy: found {name!r} for one worker, expected auto, "
         "one_device or mirrored"
     )
+
+
+def share_of_host(
+    gpus: list[tf.config.PhysicalDevice], cluster: Cluster, num_gpus: int
+) -> list[tf.config.PhysicalDevice]:
+    """Returns this worker's share of the GPUs that several workers of its host see.
+
+    Raises:
+      InputError: there are fewer than workers.
+    """
+    peers = cluster.host_peers
+    if cluster.has_own_gpus or len(peers) == 1 or not gpus or num_gpus == 0:
+        return gpus
+    share = len(gpus) // len(peers)
+    if not share:
+        raise InputError(
+            f"--num_gpus: found {len(gpus)} GPUs for {len(peers)} workers of this "
+            "host, expected one for each, or --num_gpus=0"
+        )
+    return gpus[peers.index(cluster.rank) * share :][:share]
+
+
+def check_all_reduce(name: str, *, num_workers: int, num_gpus: int) -> None:
+    """Checks that these workers have this way to add up.
+
+    Raises:
+      InputError: they have not.
+    """
+    ways = ["auto", "ring" if num_workers > 1 else "hierarchical_copy"]
+    ways += ["nccl"] if num_gpus else []
+    if name not in ways:
+        raise InputError(
+            f"--all_reduce_alg: found {name!r} for {num_workers} "
+            f"{'workers' if num_workers > 1 else 'worker'} with {num_gpus} GPUs, "
+            f"expected {', '.join(ways[:-1])} or {ways[-1]}"
+        )
 
 
 def broadcast_from_chief(
@@ -194,22 +237,6 @@ def device_type(strategy: tf.distribute.Strategy) -> str:
     """Returns `CPU` or `GPU`, what the replicas run on."""
     device = strategy.extended.worker_devices[0]
     return tf.DeviceSpec.from_string(device).device_type
-
-
-def _shared_out(
-    gpus: list[tf.config.PhysicalDevice], cluster: Cluster, num_gpus: int
-) -> list[tf.config.PhysicalDevice]:
-    """This worker's share of the GPUs that several workers of its host see."""
-    peers = cluster.host_peers
-    if cluster.has_own_gpus or len(peers) == 1 or not gpus or num_gpus == 0:
-        return gpus
-    share = len(gpus) // len(peers)
-    if not share:
-        raise InputError(
-            f"--num_gpus: found {len(gpus)} GPUs for {len(peers)} workers of this "
-            "host, expected one for each, or --num_gpus=0"
-        )
-    return gpus[peers.index(cluster.rank) * share :][:share]
 
 
 def _multi_worker_strategy(

@@ -288,6 +288,7 @@ def _watch(strategy: "tf.distribute.Strategy") -> int:
     directory = FLAGS.summary_dir or os.path.join(FLAGS.model_dir, "eval_watch")
     watcher = _Watcher(strategy, directory)
     stop = StopRequest()
+    stop.listen()
     end = follow_checkpoints(
         FLAGS.model_dir,
         watcher.visit,

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         print(cluster.describe(), flush=True)
     if cluster.is_evaluator:
         become_evaluator()
-    stop = StopRequest()
+    stop = StopRequest()  # before the imports start threads
     # TensorFlow takes seconds to import: not before the flags are known to be good.
     with program.quiet_imports():
         from mnist_dist.distribution import names_lost_peers
@@ -79,11 +79,11 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         FLAGS.distribution_strategy,
         cluster=cluster,
         greeting=train_flags.shared() | {"data_checksum": dataset.checksum},
-        is_stopping=lambda: stop.signal_name is not None,
+        is_stopping=stop.is_made,
         **pick("cluster_timeout peer_timeout num_gpus logical_cpus all_reduce_alg"),
         **pick("deterministic"),
     )
-    stop.listen()  # with several workers TensorFlow has taken SIGTERM
+    stop.listen()  # only now: with several workers TensorFlow has taken SIGTERM
 
     # 2. What to train: the model and every variable, once on each replica.
     update_rule = optimizers.create_update_rule(

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 
 @dataclasses.dataclass
@@ -71,9 +72,13 @@ class ForkServer:
         limits: dict[str, int] | None = None,
         environment: dict[str, str] | None = None,
     ) -> Process:
-        """Starts `python -m module arguments`, under limits as `resource` names them.
+        """Starts `python -m module arguments`.
 
-        `environment` adds to what there is.
+        Args:
+          module: to run.
+          arguments: of its command line.
+          limits: as `resource` names them.
+          environment: more variables.
         """
         self._count += 1
         files = str(self._folder / str(self._count))
@@ -95,11 +100,29 @@ class ForkServer:
         self._process.communicate()
 
 
-def _serve() -> None:
+def import_everything() -> None:
+    """Imports all that `train` needs, and runs nothing."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import mnist_dist.saved_model
     import mnist_dist.training  # noqa: F401
 
+
+def run_module(module: str, arguments: list[str]) -> NoReturn:
+    """Is `python -m module arguments`, to the end of the process."""
+    sys.argv = [module, *arguments]
+    code: object = 1
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        code = error.code
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _serve() -> None:
+    import_everything()
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
@@ -120,16 +143,7 @@ def _run(request: dict) -> None:
     for name, limit in request["limits"].items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
     os.environ.update(request["environment"])
-    sys.argv = [request["module"], *request["arguments"]]
-    code: object = 1
-    try:
-        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
-    except SystemExit as error:
-        code = error.code
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+    run_module(request["module"], request["arguments"])
 
 
 if __name__ == "__main__":
