@@ -1,0 +1,166 @@
+"""Files that a reader, a kill or a power failure finds whole or not at all.
+
+A path with a scheme, as `gs://bucket/run`, is opened by TensorFlow. On a local one the
+operating system is asked itself where TensorFlow cannot keep a promise: it knows no
+fsync, tears what is appended into writes of 4,096 bytes, and deletes through links.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import tensorflow as tf
+
+# What reading or writing raises: of TensorFlow, of the operating system.
+FILE_ERRORS = (tf.errors.OpError, OSError)
+
+# No reader takes such a name for data: TensorBoard, TensorFlow Serving, ourselves.
+_UNFINISHED = ".writing-"
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is the operating system's, not of a scheme as `gs://`."""
+    return "://" not in path
+
+
+def reason(error: Exception) -> str:
+    """Returns in words why one of `FILE_ERRORS` was raised."""
+    if isinstance(error, tf.errors.OpError):
+        return error.message
+    return getattr(error, "strerror", None) or str(error)
+
+
+def list_names(directory: str) -> list[str]:
+    """Returns the names in a directory, sorted; none if there is no directory."""
+    if is_local(directory):
+        return sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+    if not tf.io.gfile.isdir(directory):
+        return []
+    return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(directory))
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[BinaryIO]:
+    """Gives a file to write; it is `path` once it is whole and on the disk.
+
+    Raises:
+      tf.errors.OpError, OSError: it cannot be written; what was there still is.
+    """
+    with publishing(path) as staging, tf.io.gfile.GFile(staging, "wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def publishing(path: str, *, overwrite: bool = True) -> Iterator[str]:
+    """Gives a path to write a file or a folder to; once on the disk, it is `path`.
+
+    After an error nothing of it is left. Taking its name is one step, but for a folder
+    that replaces another (two), or that has a scheme (one for each file).
+
+    Raises:
+      tf.errors.AlreadyExistsError: there is something at `path`, and no `overwrite`.
+      tf.errors.OpError, OSError: it cannot be written.
+    """
+    directory = os.path.dirname(path)
+    staging = staging_path(directory)
+    try:
+        yield staging
+        for folder, folders, names in os.walk(staging):
+            for name in folders + names:
+                sync(os.path.join(folder, name))
+        sync(staging)
+        if overwrite and tf.io.gfile.isdir(staging) and tf.io.gfile.isdir(path):
+            _replace_folder(staging, path)
+        else:
+            _move(staging, path, overwrite=overwrite)
+        sync(directory)
+    finally:
+        with contextlib.suppress(*FILE_ERRORS):  # an error before is the one to tell
+            remove(staging)
+
+
+def staging_path(directory: str) -> str:
+    """Returns where this process may write what is to have a name in `directory`."""
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    return os.path.join(directory, f"{_UNFINISHED}{owner}")
+
+
+def remove_unfinished(directory: str, *, is_mine: bool) -> None:
+    """Removes what writers that were killed have left in a directory.
+
+    Args:
+      directory: need not be there.
+      is_mine: whether nobody else writes to it. If not, what may be of a process that
+        lives stays: all but that of dead processes of this host.
+    """
+    for name in list_names(directory):
+        if name.startswith(_UNFINISHED) and (is_mine or _is_of_the_dead(name)):
+            remove(os.path.join(directory, name))
+
+
+def remove(path: str) -> None:
+    """Removes a file or a folder, if it is there; of a link the link alone."""
+    if not is_local(path):
+        if tf.io.gfile.isdir(path):
+            tf.io.gfile.rmtree(path)
+        elif tf.io.gfile.exists(path):
+            tf.io.gfile.remove(path)
+    elif os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.remove(path)
+
+
+def sync(path: str) -> None:
+    """Has the disk keep a file, or a directory's names, through a power failure."""
+    if is_local(path):
+        descriptor = os.open(path or ".", os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _move(source: str, target: str, *, overwrite: bool = False) -> None:
+    if is_local(source) or not tf.io.gfile.isdir(source):
+        tf.io.gfile.rename(source, target, overwrite=overwrite)
+        return
+    if tf.io.gfile.exists(target):
+        raise tf.errors.AlreadyExistsError(None, None, f"{target} is there")
+    # There are no folders to rename. What readers look for comes last: it is on top.
+    for folder, _, names in tf.io.gfile.walk(source, topdown=False):
+        target_folder = target + folder.rstrip("/").removeprefix(source)
+        tf.io.gfile.makedirs(target_folder)
+        for name in sorted(names):
+            tf.io.gfile.rename(
+                os.path.join(folder, name), os.path.join(target_folder, name)
+            )
+
+
+def _replace_folder(source: str, target: str) -> None:
+    old = f"{source}.old"
+    _move(target, old)
+    try:
+        _move(source, target)
+    except BaseException:
+        _move(old, target)
+        raise
+    remove(old)
+
+
+def _is_of_the_dead(name: str) -> bool:
+    host, _, pid = (
+        name.removeprefix(_UNFINISHED).removesuffix(".old").rpartition("-")
+    )
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OverflowError, PermissionError):
+        return False
+    return False

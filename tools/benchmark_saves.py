@@ -1,0 +1,144 @@
+"""Times training with a checkpoint every epoch against the same without any.
+
+  python tools/benchmark_saves.py [--rounds=15]
+
+For `cnn` (batch 128) and `mlp` (batch 32) as `train` runs them: one run trains the same
+number of epochs with and without in turn, so that a slow moment of the machine hits
+both. A turn with saves begins one at the start of each epoch, whose files are written
+during it, and the next turn waits until the last is on disk. Prints what a save costs
+of an epoch (median and quartiles of the rounds' ratios), how long the training loop
+waits for it, and the processor time it takes, training's own subtracted.
+"""
+
+import contextlib
+import statistics
+import tempfile
+import time
+
+from absl import app, flags
+
+from mnist_dist import program
+
+with program.quiet_imports():
+    import tensorflow as tf
+
+    from mnist_dist.checkpoints import list_checkpoints
+    from mnist_dist.cluster import find_cluster
+    from mnist_dist.data import Dataset, load_dataset
+    from mnist_dist.models import create_model
+    from mnist_dist.optimizers import create_schedule, create_update_rule
+    from mnist_dist.preemption import StopRequest
+    from mnist_dist.run_directory import checkpoint_dir
+    from mnist_dist.run_plan import RunPlan
+    from mnist_dist.steps import (
+        create_evaluate_loop,
+        create_train_loop,
+        is_worth_compiling,
+    )
+    from mnist_dist.train_state import TrainState
+    from mnist_dist.training import TrainingRun
+
+ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of each.", lower_bound=2)
+SEED = 1
+
+
+def create_run(
+    name: str, dataset: Dataset, *, batch: int, ema_decay: float, model_dir: str
+) -> TrainingRun:
+    """Builds a run without end, as `train` does."""
+    strategy = tf.distribute.OneDeviceStrategy("/device:CPU:0")
+    rule = create_update_rule("adam")
+    with strategy.scope():
+        model = create_model(name, image_shape=(28, 28, 1), num_classes=10, seed=SEED)
+        state = TrainState(model, slot_names=rule.slots, with_ema=ema_decay > 0)
+    schedule = create_schedule("constant", learning_rate=1e-3, total_steps=1)
+    use_xla = is_worth_compiling(model, strategy)
+    epoch = round(len(dataset.train.labels) / batch)
+    run = TrainingRun(
+        model_dir=model_dir,
+        plan=RunPlan(
+            total_steps=1 << 40,
+            steps_per_epoch=epoch,
+            eval_interval=epoch,
+            checkpoint_interval=epoch,
+            summary_interval=epoch,
+        ),
+        cluster=find_cluster({}),
+        stop=StopRequest(),
+        dataset=dataset,
+        strategy=strategy,
+        state=state,
+        train_loop=create_train_loop(
+            strategy,
+            state,
+            update_rule=rule,
+            schedule=schedule,
+            global_batch_size=batch,
+            seed=SEED,
+            ema_decay=ema_decay,
+            use_xla=use_xla,
+        ),
+        evaluate_loop=create_evaluate_loop(strategy, state, use_xla=use_xla),
+        schedule=schedule,
+        global_batch_size=batch,
+        seed=SEED,
+        is_resident=True,
+        show_progress=False,
+    )
+    run.start(None)
+    return run
+
+
+def train_epoch(run: TrainingRun) -> None:
+    """Trains to the end of the epoch."""
+    run.train_until_next_event()
+    while not run.is_due(run.plan.checkpoint_interval):
+        run.train_until_next_event()
+
+
+def compare(name: str, *, batch: int, epochs: int, ema_decay: float) -> None:
+    """Times one model and prints what its saves cost."""
+    with tempfile.TemporaryDirectory() as model_dir:
+        run = create_run(
+            name, load_dataset(), batch=batch, ema_decay=ema_decay, model_dir=model_dir
+        )
+        costs, waits, processor = [], [], []
+        with contextlib.closing(run):
+            for _ in range(epochs + 1):  # compiles, and finds the length of a call
+                train_epoch(run)
+            for number in range(ROUNDS.value):
+                seconds, used = {}, {}
+                for saves in (False, True) if number % 2 else (True, False):
+                    began, used_before = time.perf_counter(), time.process_time()
+                    for _ in range(epochs):
+                        if saves:
+                            step, save_began = run.step, time.perf_counter()
+                            run.save()
+                            waits.append(time.perf_counter() - save_began)
+                        train_epoch(run)
+                    seconds[saves] = time.perf_counter() - began
+                    while saves and step not in list_checkpoints(
+                        checkpoint_dir(model_dir)
+                    ):
+                        time.sleep(0.01)
+                    used[saves] = time.process_time() - used_before
+                costs.append(seconds[True] / seconds[False] - 1)
+                processor.append((used[True] - used[False]) / epochs)
+        low, middle, high = statistics.quantiles(costs, n=4)
+        print(
+            f"{name}, batch {batch}: a save an epoch of {seconds[False] / epochs:.2f} s "
+            f"costs {middle:+.1%} ({low:+.1%} to {high:+.1%}); the loop waits "
+            f"{statistics.median(waits) * 1e3:.1f} ms, processors work "
+            f"{statistics.median(processor) * 1e3:.0f} ms"
+        )
+
+
+def main(argv: list[str]) -> None:
+    """Compares both models."""
+    del argv
+    compare("mlp", batch=32, epochs=10, ema_decay=0.0)
+    compare("cnn", batch=128, epochs=1, ema_decay=0.99)
+
+
+if __name__ == "__main__":
+    app.run(main)
