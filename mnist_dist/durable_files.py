@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from typing import BinaryIO
 
 import tensorflow as tf
 
@@ -27,10 +26,9 @@ def is_local(path: str) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """Returns in words why one of `FILE_ERRORS` was raised."""
-    if isinstance(error, tf.errors.OpError):
-        return error.message
-    return getattr(error, "strerror", None) or str(error)
+    """Returns in words why one of `FILE_ERRORS`, or another, was raised."""
+    words = getattr(error, "message", None) or getattr(error, "strerror", None)
+    return words or str(error)
 
 
 def list_names(directory: str) -> list[str]:
@@ -43,7 +41,7 @@ def list_names(directory: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def replacing(path: str) -> Iterator[BinaryIO]:
+def replacing(path: str) -> Iterator[tf.io.gfile.GFile]:
     """Gives a file to write; it is `path` once it is whole and on the disk.
 
     Raises:
@@ -152,9 +150,7 @@ def _replace_folder(source: str, target: str) -> None:
 
 
 def _is_of_the_dead(name: str) -> bool:
-    host, _, pid = (
-        name.removeprefix(_UNFINISHED).removesuffix(".old").rpartition("-")
-    )
+    host, _, pid = name.removeprefix(_UNFINISHED).removesuffix(".old").rpartition("-")
     if host != socket.gethostname():
         return False
     try:

@@ -134,4 +134,3 @@ def draw_grid(images: np.ndarray, *, columns: int) -> np.ndarray:
 
 def _as_code(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())  # Markdown
-

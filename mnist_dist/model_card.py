@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
+from mnist_dist.durable_files import is_local
 from mnist_dist.errors import InputError
 
 FILE_NAME = "model_card.json"
@@ -24,7 +26,7 @@ def save_model_card(directory: str, card: Mapping[str, Any]) -> None:
         name: _file_checksum(os.path.join(directory, name))
         for name in list_files(directory)
     }
-    with open(os.path.join(directory, FILE_NAME), "w", encoding="utf-8") as file:
+    with tf.io.gfile.GFile(os.path.join(directory, FILE_NAME), "w") as file:
         file.write(json.dumps({**card, "files": files}, indent=2) + "\n")
 
 
@@ -38,13 +40,19 @@ def load_model_card(directory: str) -> dict[str, Any] | None:
       InputError: it is not JSON, or a file is missing or not as it was written.
     """
     path = os.path.join(directory, FILE_NAME)
-    if not os.path.exists(path):
+    if not tf.io.gfile.exists(path):
         return None
     try:
-        with open(path, encoding="utf-8") as file:
-            card = json.load(file)
+        with tf.io.gfile.GFile(path, "rb") as file:
+            card = json.loads(file.read())
         files = dict(card["files"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (
+        tf.errors.OpError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ) as error:
         raise InputError(
             f"{path}: expected a model card as JSON, found: {error}"
         ) from error
@@ -66,9 +74,10 @@ def load_model_card(directory: str) -> dict[str, Any] | None:
 
 def list_files(directory: str) -> list[str]:
     """Returns all files below a SavedModel's directory, but not its card, by name."""
+    walk = os.walk if is_local(directory) else tf.io.gfile.walk
     paths = [
         os.path.relpath(os.path.join(folder, name), directory)
-        for folder, _, names in os.walk(directory)
+        for folder, _, names in walk(directory)
         for name in names
     ]
     return sorted(path for path in paths if path != FILE_NAME)
@@ -86,7 +95,7 @@ def weights_checksum(weights: Mapping[str, np.ndarray]) -> str:
 
 def _file_checksum(path: str) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with tf.io.gfile.GFile(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Export into one file: `.keras`, to go on with in Keras, and `.tflite`, for devices."""
 
 import os
+import tempfile
 import warnings
 
 import keras
@@ -12,11 +13,10 @@ from mnist_dist.saved_model import (
     Export,
     check_logits,
     create_serving_module,
+    exporting,
     inference_logits,
     noise_images,
     prepare_directory,
-    publish,
-    staging_path,
 )
 from mnist_dist.steps import normalize
 from mnist_dist.train_state import TrainState
@@ -56,7 +56,7 @@ def export_file(
     images = noise_images(image_shape, _NUM_VERIFIED_IMAGES)
     expected = inference_logits(state, images)
     compute = {"keras": _keras_logits, "tflite": _tflite_logits}[file_format]
-    if os.path.exists(path) and not overwrite:
+    if tf.io.gfile.exists(path) and not overwrite:
         try:
             is_same = np.allclose(compute(path, images), expected, rtol=1e-5, atol=1e-5)
         # Whatever a file of unknown content raises: it is not this model.
@@ -68,9 +68,12 @@ def export_file(
             f"{path}: found another model, expected none or the same; --overwrite "
             "replaces it"
         )
-    with staging_path(directory, name) as staging:
-        os.makedirs(staging)
-        written = os.path.join(staging, name)
+    # Keras and the converter know no paths with a scheme, and go by a name's ending.
+    with (
+        exporting(path, overwrite=overwrite) as staging,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        written = os.path.join(folder, name)
         try:
             if file_format == "keras":
                 state.model.save(written)
@@ -87,7 +90,7 @@ def export_file(
                 f"written so: {reason}"
             ) from error
         check_logits(path, found, expected=expected, dtype=state.model.compute_dtype)
-        publish(written, path, overwrite)
+        tf.io.gfile.copy(written, staging)
     return Export(path, is_new=True)
 
 

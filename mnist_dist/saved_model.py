@@ -4,9 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
-import shutil
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -15,8 +13,15 @@ import tensorflow as tf
 
 import mnist_dist
 from mnist_dist import model_card
-from mnist_dist.checkpoints import nest
 from mnist_dist.data import Split
+from mnist_dist.durable_files import (
+    FILE_ERRORS,
+    is_local,
+    list_names,
+    publishing,
+    reason,
+    remove_unfinished,
+)
 from mnist_dist.errors import InputError, RunError
 from mnist_dist.evaluation import predict_split
 from mnist_dist.steps import normalize
@@ -105,7 +110,8 @@ def export_saved_model(
             )
         number = taken[0] + 1
 
-    with staging_path(directory, str(number)) as staging:
+    path = os.path.join(directory, str(number))
+    with exporting(path, overwrite=overwrite) as staging:
         with tf.device("/CPU:0"):
             module = create_serving_module(state, image_shape=config.image_shape)
         signatures = {name: getattr(module, name) for name in SIGNATURES}
@@ -131,7 +137,6 @@ def export_saved_model(
                 "signatures": _describe_signatures(signatures),
             },
         )
-        path = publish(staging, os.path.join(directory, str(number)), overwrite)
     return Export(path, is_new=True)
 
 
@@ -175,7 +180,7 @@ def create_serving_module(
         return tf.function(function, input_signature=[spec])
 
     module = tf.Module()
-    module.model = nest({weight_path(model, k): v for k, v in mapping})
+    module.model = _nest({weight_path(model, k): v for k, v in mapping})
     module.serving_default = signature(
         lambda images: classify(normalize(images)), tf.uint8, *image_shape
     )
@@ -234,7 +239,7 @@ def noise_images(image_shape: tuple[int, int, int], count: int) -> np.ndarray:
 
 def list_versions(directory: str) -> list[int]:
     """Returns the versions in a directory, newest first."""
-    names = os.listdir(directory) if os.path.isdir(directory) else []
+    names = list_names(directory)
     return sorted(
         (int(name) for name in names if name.isascii() and name.isdigit()), reverse=True
     )
@@ -247,82 +252,39 @@ def prepare_directory(directory: str) -> None:
       InputError: it is a file, or cannot be written to.
     """
     try:
-        os.makedirs(directory, exist_ok=True)
-        is_writable = os.access(directory, os.W_OK)
-    except OSError as error:
+        tf.io.gfile.makedirs(directory)
+        is_writable = not is_local(directory) or os.access(directory, os.W_OK)
+    except FILE_ERRORS as error:
         raise InputError(
             f"--export_dir: found {directory!r}, where no directory can be made: "
-            f"{error.strerror}"
+            f"{reason(error)}"
         ) from error
     if not is_writable:
         raise InputError(
             f"--export_dir: found {directory!r}, expected a directory to write to"
         )
-    _remove_leftovers(directory)
-
-
-def _remove_leftovers(directory: str) -> None:
-    """Removes what exports of this host that were killed have left behind."""
-    host = socket.gethostname()
-    for name in os.listdir(directory):
-        owner, _, pid = name.removesuffix(".old").rpartition("-")
-        if name.startswith(".writing-") and owner.endswith(f"-{host}"):
-            try:
-                os.kill(int(pid), 0)
-            except ProcessLookupError:
-                _remove(os.path.join(directory, name))
-            except (ValueError, PermissionError):
-                continue
+    remove_unfinished(directory, is_mine=False)
 
 
 @contextlib.contextmanager
-def staging_path(directory: str, name: str) -> Iterator[str]:
-    """Yields a path to write to in `directory`, which is gone after the block.
-
-    Its name says whose it is, so that the next export knows whether that one lives.
-
-    Raises:
-      RunError: the block raised an error of TensorFlow's or the operating system's.
-    """
-    owner = f"{socket.gethostname()}-{os.getpid()}"
-    # TensorFlow Serving looks at numbers only, and must never see half a model.
-    path = os.path.join(directory, f".writing-{name}-{owner}")
-    try:
-        yield path
-    except (tf.errors.OpError, OSError) as error:
-        raise RunError(
-            f"{os.path.join(directory, name)} cannot be written: "
-            f"{getattr(error, 'message', None) or error}; nothing was published"
-        ) from error
-    finally:
-        _remove(path)
-
-
-def publish(staging: str, path: str, overwrite: bool) -> str:
-    """Gives what was staged its name, in one step, once it is safely on disk.
+def exporting(path: str, *, overwrite: bool) -> Iterator[str]:
+    """Yields a path to export to; at the end of the block the export is at `path`.
 
     Raises:
       InputError: another process was first, and `overwrite` is not set.
+      RunError: TensorFlow or the operating system could not write it.
     """
-    _flush(staging)
-    for folder, folders, names in os.walk(staging):
-        for name in folders + names:
-            _flush(os.path.join(folder, name))
-    old = f"{staging}.old"
     try:
-        if overwrite and os.path.exists(path):
-            os.rename(path, old)
-        os.rename(staging, path)
-    except OSError as error:
-        if os.path.exists(path):
+        with publishing(path, overwrite=overwrite) as staging:
+            yield staging
+    except FILE_ERRORS as error:
+        if not overwrite and tf.io.gfile.exists(path):
             raise InputError(
                 f"{path}: appeared while it was being exported; nothing was replaced"
             ) from error
-        raise
-    finally:
-        _remove(old)
-    _flush(os.path.dirname(path))
-    return path
+        raise RunError(
+            f"{path} cannot be written: {reason(error)}; nothing was published"
+        ) from error
 
 
 def _verify(
@@ -367,22 +329,6 @@ def _verify(
     }
 
 
-def _flush(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path)
-
-
 def _holds(path: str, content: dict[str, Any]) -> bool:
     """Whether a version is whole and of this content."""
     try:
@@ -402,6 +348,18 @@ def _warmup_requests(
         yield "serving_default", {"images": images}
         yield "serving_float", {"images": images.astype(np.float32) / 255}
         yield "serving_png", {"images": encoded}
+
+
+def _nest(named: Mapping[str, tf.Variable]) -> dict[str, Any]:
+    """Turns names with slashes into nested dictionaries, whose keys TensorFlow joins."""
+    tree: dict[str, Any] = {}
+    for name, value in named.items():
+        *folders, leaf = name.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[leaf] = value
+    return tree
 
 
 def _describe_signatures(signatures: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
 )
 from tensorflow import make_ndarray
 
-from mnist_dist import summaries
+from mnist_dist import durable_files
 from mnist_dist.errors import InputError, RunError
 from mnist_dist.summaries import RunLog
 
@@ -194,20 +194,20 @@ def test_nothing_is_rewritten_where_nothing_is_stale(tmp_path):
 
 def test_rewritten_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     write_run(tmp_path, steps=range(1, 5))
-    synced, replaced, sync, replace = set(), [], os.fsync, os.replace
+    synced, replaced, sync, rename = set(), [], os.fsync, tf.io.gfile.rename
 
     def note_sync(descriptor):
         synced.add(os.fstat(descriptor).st_ino)
         sync(descriptor)
 
-    def note_replace(source, target):
+    def note_rename(source, target, overwrite):
         assert os.stat(source).st_ino in synced
         assert os.stat(source).st_size > 0
-        replace(source, target)
+        rename(source, target, overwrite)
         replaced.append(target)
 
     monkeypatch.setattr(os, "fsync", note_sync)
-    monkeypatch.setattr(os, "replace", note_replace)
+    monkeypatch.setattr(tf.io.gfile, "rename", note_rename)
     RunLog(str(tmp_path), resume_step=3).close()
     assert len(replaced) == 3
     assert synced >= {os.stat(os.path.dirname(path)).st_ino for path in replaced}
@@ -389,7 +389,7 @@ def test_full_disk_at_a_restart_costs_nothing(undisturbed, tmp_path, limit):
         RunLog(str(tmp_path), resume_step=4)
     after = contents(tmp_path)
     assert {path: after[path] for path in before} == before
-    assert not list(tmp_path.rglob(".writing"))
+    assert not list(tmp_path.rglob(".writing*"))
     write_run(tmp_path, steps=range(5, 9), resume_step=4)
     assert_same_log(tmp_path, undisturbed)
 
@@ -415,17 +415,19 @@ class Killed(BaseException):
 @contextlib.contextmanager
 def killed_at_change(number):
     """Ends the process, so to speak, before its n-th change of names on the disk."""
-    count = 0
+    count, rename = 0, tf.io.gfile.rename
 
-    def replace(source, target):
+    def count_and_rename(source, target, overwrite):
         nonlocal count
         count += 1
         if count == number:
             raise Killed
-        os.rename(source, target)
+        rename(source, target, overwrite)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
-        patch.setattr(summaries.os, "replace", replace)
+        patch.setattr(tf.io.gfile, "rename", count_and_rename)
+        # Nor is what it leaves removed.
+        patch.setattr(durable_files, "remove", lambda path: None)
         yield
 
 
@@ -477,7 +479,7 @@ def test_any_sequence_of_kills_and_resumes_equals_an_undisturbed_run(
         log.close()
         assert_same_log(path, undisturbed)
         assert texts(path) == [(1, "same")]
-        assert not list(path.rglob(".writing"))
+        assert not list(path.rglob(".writing*"))
 
 
 def test_nothing_is_lost_or_double_after_sigkill_at_any_moment(tmp_path):
