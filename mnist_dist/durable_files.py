@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -28,7 +29,7 @@ def is_local(path: str) -> bool:
 def reason(error: Exception) -> str:
     """Returns in words why one of `FILE_ERRORS`, or another, was raised."""
     words = getattr(error, "message", None) or getattr(error, "strerror", None)
-    return words or str(error)
+    return words or str(error) or type(error).__name__
 
 
 def list_names(directory: str) -> list[str]:
@@ -55,13 +56,18 @@ def replacing(path: str) -> Iterator[tf.io.gfile.GFile]:
 def publishing(path: str, *, overwrite: bool = True) -> Iterator[str]:
     """Gives a path to write a file or a folder to; once on the disk, it is `path`.
 
-    After an error nothing of it is left. Taking its name is one step, but for a folder
-    that replaces another (two), or that has a scheme (one for each file).
+    After an error nothing of it is left. It takes its name in one step, but for a
+    folder that replaces another, in two. With a scheme each file of a folder does.
 
     Raises:
       tf.errors.AlreadyExistsError: there is something at `path`, and no `overwrite`.
       tf.errors.OpError, OSError: it cannot be written.
     """
+    if not is_local(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield (staging := os.path.join(folder, "staging"))
+            _send(staging, path, overwrite=overwrite)
+        return
     directory = os.path.dirname(path)
     staging = staging_path(directory)
     try:
@@ -70,10 +76,10 @@ def publishing(path: str, *, overwrite: bool = True) -> Iterator[str]:
             for name in folders + names:
                 sync(os.path.join(folder, name))
         sync(staging)
-        if overwrite and tf.io.gfile.isdir(staging) and tf.io.gfile.isdir(path):
+        if overwrite and os.path.isdir(staging) and os.path.isdir(path):
             _replace_folder(staging, path)
         else:
-            _move(staging, path, overwrite=overwrite)
+            tf.io.gfile.rename(staging, path, overwrite=overwrite)
         sync(directory)
     finally:
         with contextlib.suppress(*FILE_ERRORS):  # an error before is the one to tell
@@ -122,31 +128,34 @@ def sync(path: str) -> None:
             os.close(descriptor)
 
 
-def _move(source: str, target: str, *, overwrite: bool = False) -> None:
-    if is_local(source) or not tf.io.gfile.isdir(source):
-        tf.io.gfile.rename(source, target, overwrite=overwrite)
-        return
-    if tf.io.gfile.exists(target):
-        raise tf.errors.AlreadyExistsError(None, None, f"{target} is there")
-    # There are no folders to rename. What readers look for comes last: it is on top.
-    for folder, _, names in tf.io.gfile.walk(source, topdown=False):
-        target_folder = target + folder.rstrip("/").removeprefix(source)
-        tf.io.gfile.makedirs(target_folder)
-        for name in sorted(names):
-            tf.io.gfile.rename(
-                os.path.join(folder, name), os.path.join(target_folder, name)
-            )
-
-
 def _replace_folder(source: str, target: str) -> None:
     old = f"{source}.old"
-    _move(target, old)
+    os.rename(target, old)
     try:
-        _move(source, target)
+        os.rename(source, target)
     except BaseException:
-        _move(old, target)
+        os.rename(old, target)
         raise
     remove(old)
+
+
+def _send(source: str, target: str, *, overwrite: bool) -> None:
+    """Copies to where there are no folders to rename; each file appears whole."""
+    if not overwrite and tf.io.gfile.exists(target):
+        raise tf.errors.AlreadyExistsError(None, None, f"{target} is there")
+    if os.path.isdir(source):
+        remove(target)
+        tf.io.gfile.makedirs(target)
+        # Folders first: what readers look for, as saved_model.pb, lies on top.
+        paths = sorted(
+            os.scandir(source), key=lambda entry: (entry.is_file(), entry.name)
+        )
+        for entry in paths:
+            _send(entry.path, os.path.join(target, entry.name), overwrite=True)
+    else:
+        staging = staging_path(os.path.dirname(target))
+        tf.io.gfile.copy(source, staging, overwrite=True)
+        tf.io.gfile.rename(staging, target, overwrite=True)
 
 
 def _is_of_the_dead(name: str) -> bool:
