@@ -80,6 +80,24 @@ def test_only_the_newest_are_kept_and_nothing_else_is_left(directory):
     assert len(os.listdir(directory)) == 2 * 2 + 1
 
 
+def test_paths_with_a_scheme_are_like_any_other(tmp_path):
+    directory = f"ram://{tmp_path.name}/checkpoints"
+    writer = CheckpointWriter()
+    for step in range(1, 6):
+        arrays = ARRAYS | {"step": np.array(step, np.int64)}
+        writer.save(arrays, directory=directory, step=step, max_to_keep=3)
+    writer.close()
+    assert list_checkpoints(directory) == [5, 4, 3]
+    assert len(tf.io.gfile.listdir(directory)) == 3 * 2 + 1
+    tf.io.gfile.remove(f"{directory}/ckpt-5.{DATA}")
+    assert find_start([directory], restore="auto", specs=SPECS)["step"] == 4
+    found = find_start([directory], restore=f"{directory}/ckpt-3", specs=SPECS)
+    assert found["step"] == 3
+    checkpoints.set_aside_later(directory, 3)
+    assert list_checkpoints(directory) == [3]
+    assert list_checkpoints(f"{directory}/later-than-3") == [5, 4]
+
+
 def truncate(path):
     os.truncate(path, os.path.getsize(path) // 2)
 

@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import random
+import re
 import resource
 import signal
 import socket
@@ -18,6 +19,8 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator,
 )
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorflow import make_ndarray
 
 from mnist_dist import durable_files
@@ -90,6 +93,15 @@ def contents(path):
     """Every file below a folder, with what it holds and when it was made."""
     files = [p for p in path.rglob("*") if p.is_file()]
     return {p: (p.read_bytes(), p.stat().st_ino) for p in files}
+
+
+def copy(remote, path):
+    """Copies a run to where TensorBoard and others find it."""
+    for folder, _, names in tf.io.gfile.walk(remote):
+        target = f"{path}{folder.removeprefix(remote)}"
+        tf.io.gfile.makedirs(target)
+        for name in names:
+            tf.io.gfile.copy(f"{folder}/{name}", f"{target}/{name}")
 
 
 def assert_same_log(found, expected):
@@ -262,6 +274,35 @@ def test_reader_sees_each_point_as_soon_as_it_is_written(tmp_path):
         assert points(tmp_path)["train", "loss"][-1][0] == step
 
 
+def test_each_point_is_one_write_whatever_its_length(tmp_path):
+    log = RunLog(str(tmp_path))
+
+    def num_writes():
+        return int(
+            re.search(r"syscw: (\d+)", Path("/proc/thread-self/io").read_text())[1]
+        )
+
+    before = num_writes()
+    log.write_text("settings", "long " * 5000)
+    assert num_writes() == before + 1
+    write(log, [1])
+    assert num_writes() == before + 3  # of the record, and of the event
+    log.close()
+
+
+def test_log_on_a_path_with_a_scheme_is_that_of_a_local_one(undisturbed, tmp_path):
+    path = f"ram://{tmp_path.name}/run"
+    write_run(path, steps=range(1, 7))
+    log = RunLog(path, resume_step=4)
+    assert log.has_eval(4)
+    assert not log.has_eval(6)
+    write(log, range(5, 9))
+    copy(path, tmp_path)  # while it is open: each point is there at once
+    assert_same_log(tmp_path, undisturbed)
+    log.close()
+    log.close()
+
+
 def test_flush_has_the_disk_keep_all_that_was_written(tmp_path, monkeypatch):
     log = RunLog(str(tmp_path))
     write(log, [1, 2])
@@ -331,6 +372,30 @@ def test_event_file_with_a_flipped_bit_or_without_any_event_is_no_hindrance(
     assert len(caplog.records) == 2
     write_run(tmp_path, steps=range(2, 4), resume_step=1)
     assert [step for step, _ in points(tmp_path)["train", "loss"]] == [1, 2, 3]
+
+
+def test_files_that_are_no_event_files_are_no_hindrance(tmp_path, caplog):
+    write_run(tmp_path, steps=range(1, 7))
+    train = tmp_path / "train"
+    (train / "tfevents.dangling").symlink_to("nothing")
+    (train / "tfevents.folder").mkdir()
+    with tf.io.TFRecordWriter(str(train / "tfevents.records")) as writer:
+        writer.write(b"\xff not an event")
+    text = text_pb("settings", "x")
+    text.value[0].tensor.string_val[0] = b"\xff"
+    empty = text_pb("empty", np.array([], np.str_))
+    with tf.io.TFRecordWriter(str(train / "tfevents.texts")) as writer:
+        for summary in (text, empty):
+            writer.write(Event(step=1, summary=summary).SerializeToString())
+    write_run(tmp_path, steps=[], resume_step=6)
+    assert f"{train}/tfevents.records is damaged from byte 0" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_record_without_end_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b"[" * 100_000 + b"\n")
+    write_run(tmp_path, steps=[1])
+    assert [record["step"] for record in without_times(tmp_path)] == [1]
 
 
 def test_values_that_are_not_finite_stay_strict_json(tmp_path):
@@ -405,7 +470,11 @@ def test_sync_that_fails_is_an_error(tmp_path, monkeypatch):
         patch.setattr(os, "fsync", fail)
         with pytest.raises(RunError, match=r"metrics.jsonl cannot .*: Disk quota"):
             log.flush()
-    log.close()
+        with pytest.raises(RunError, match="Disk quota"):
+            log.close()
+    assert all(
+        file._file.closed for file in (log._metrics_file, *log._event_files.values())
+    )
 
 
 class Killed(BaseException):

@@ -2,18 +2,19 @@
 
   python tools/benchmark_saves.py [--rounds=15]
 
-For `cnn` (batch 128) and `mlp` (batch 32) as `train` runs them: one run trains the same
-number of epochs with and without in turn, so that a slow moment of the machine hits
-both. A turn with saves begins one at the start of each epoch, whose files are written
-during it, and the next turn waits until the last is on disk. Prints what a save costs
-of an epoch (median and quartiles of the rounds' ratios), how long the training loop
-waits for it, and the processor time it takes, training's own subtracted.
+For `cnn` (batch 128) and `mlp` (batch 32) as `train` and the recipe `seed_mlp` run them:
+one run trains an epoch with and one without in turn, so that a slow moment of the
+machine hits both. With: a save begins at the start of the epoch, and its files are
+written meanwhile. Prints what it costs of the epoch (median and quartiles of the
+rounds' ratios; the mlp has eight times the rounds), how long the training loop waits
+for it, and the processor time that the process takes more.
 """
 
 import contextlib
 import statistics
 import tempfile
 import time
+from typing import Any
 
 from absl import app, flags
 
@@ -43,7 +44,13 @@ SEED = 1
 
 
 def create_run(
-    name: str, dataset: Dataset, *, batch: int, ema_decay: float, model_dir: str
+    name: str,
+    dataset: Dataset,
+    *,
+    batch: int,
+    with_augmentation: bool,
+    ema_decay: float,
+    model_dir: str,
 ) -> TrainingRun:
     """Builds a run without end, as `train` does."""
     strategy = tf.distribute.OneDeviceStrategy("/device:CPU:0")
@@ -75,6 +82,7 @@ def create_run(
             schedule=schedule,
             global_batch_size=batch,
             seed=SEED,
+            with_augmentation=with_augmentation,
             ema_decay=ema_decay,
             use_xla=use_xla,
         ),
@@ -96,48 +104,51 @@ def train_epoch(run: TrainingRun) -> None:
         run.train_until_next_event()
 
 
-def compare(name: str, *, batch: int, epochs: int, ema_decay: float) -> None:
+def wait_for_checkpoint(run: TrainingRun, step: int) -> None:
+    """Returns when the files of this step are on disk."""
+    while step not in list_checkpoints(checkpoint_dir(run.model_dir)):
+        time.sleep(0.01)
+
+
+def compare(name: str, *, rounds: int, **options: Any) -> None:
     """Times one model and prints what its saves cost."""
+    costs, waits, processor = [], [], []
     with tempfile.TemporaryDirectory() as model_dir:
-        run = create_run(
-            name, load_dataset(), batch=batch, ema_decay=ema_decay, model_dir=model_dir
-        )
-        costs, waits, processor = [], [], []
+        run = create_run(name, load_dataset(), model_dir=model_dir, **options)
         with contextlib.closing(run):
-            for _ in range(epochs + 1):  # compiles, and finds the length of a call
+            for _ in range(5):  # compiles, and finds the length of a call
                 train_epoch(run)
-            for number in range(ROUNDS.value):
+            for number in range(rounds):
                 seconds, used = {}, {}
                 for saves in (False, True) if number % 2 else (True, False):
-                    began, used_before = time.perf_counter(), time.process_time()
-                    for _ in range(epochs):
-                        if saves:
-                            step, save_began = run.step, time.perf_counter()
-                            run.save()
-                            waits.append(time.perf_counter() - save_began)
-                        train_epoch(run)
+                    step = run.step
+                    used_before, began = time.process_time(), time.perf_counter()
+                    if saves:
+                        run.save()
+                        waits.append(time.perf_counter() - began)
+                    train_epoch(run)
                     seconds[saves] = time.perf_counter() - began
-                    while saves and step not in list_checkpoints(
-                        checkpoint_dir(model_dir)
-                    ):
-                        time.sleep(0.01)
+                    if saves:
+                        wait_for_checkpoint(run, step)
                     used[saves] = time.process_time() - used_before
                 costs.append(seconds[True] / seconds[False] - 1)
-                processor.append((used[True] - used[False]) / epochs)
-        low, middle, high = statistics.quantiles(costs, n=4)
-        print(
-            f"{name}, batch {batch}: a save an epoch of {seconds[False] / epochs:.2f} s "
-            f"costs {middle:+.1%} ({low:+.1%} to {high:+.1%}); the loop waits "
-            f"{statistics.median(waits) * 1e3:.1f} ms, processors work "
-            f"{statistics.median(processor) * 1e3:.0f} ms"
-        )
+                processor.append(used[True] - used[False])
+    low, middle, high = statistics.quantiles(costs, n=4)
+    print(
+        f"{name}: a save an epoch of {seconds[False]:.2f} s costs {middle:+.1%} of it "
+        f"({low:+.1%} to {high:+.1%}); the loop waits "
+        f"{statistics.median(waits) * 1e3:.1f} ms, processors work "
+        f"{statistics.median(processor) * 1e3:+.0f} ms",
+        flush=True,
+    )
 
 
 def main(argv: list[str]) -> None:
     """Compares both models."""
     del argv
-    compare("mlp", batch=32, epochs=10, ema_decay=0.0)
-    compare("cnn", batch=128, epochs=1, ema_decay=0.99)
+    rounds = ROUNDS.value
+    compare("mlp", rounds=8 * rounds, batch=32, with_augmentation=False, ema_decay=0.0)
+    compare("cnn", rounds=rounds, batch=128, with_augmentation=True, ema_decay=0.995)
 
 
 if __name__ == "__main__":
