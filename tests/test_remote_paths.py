@@ -62,7 +62,15 @@ def test_run_trains_goes_on_and_exports_on_a_path_with_a_scheme(tmp_path):
         "settings": "mlp",
         "card": 40,
         "classes": [1],
-        "names": "best checkpoints config.json eval export metrics.jsonl train".split(),
+        "names": [
+            "best",
+            "checkpoints",
+            "config.json",
+            "eval",
+            "export",
+            "metrics.jsonl",
+            "train",
+        ],
         "versions": ["20", "40"],
     }
     assert result.stderr.count("ram://runs/a cannot be locked") == 2  # once a start

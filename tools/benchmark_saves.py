@@ -7,7 +7,8 @@ one run trains an epoch with and one without in turn, so that a slow moment of t
 machine hits both. With: a save begins at the start of the epoch, and its files are
 written meanwhile. Prints what it costs of the epoch (median and quartiles of the
 rounds' ratios; the mlp has eight times the rounds), how long the training loop waits
-for it, and the processor time that the process takes more.
+for it, and the processor time that the process takes more, which other programs on the
+machine disturb the least.
 """
 
 import contextlib
@@ -132,13 +133,13 @@ def compare(name: str, *, rounds: int, **options: Any) -> None:
                         wait_for_checkpoint(run, step)
                     used[saves] = time.process_time() - used_before
                 costs.append(seconds[True] / seconds[False] - 1)
-                processor.append(used[True] - used[False])
+                processor.append(used[True] / used[False] - 1)
     low, middle, high = statistics.quantiles(costs, n=4)
     print(
         f"{name}: a save an epoch of {seconds[False]:.2f} s costs {middle:+.1%} of it "
         f"({low:+.1%} to {high:+.1%}); the loop waits "
-        f"{statistics.median(waits) * 1e3:.1f} ms, processors work "
-        f"{statistics.median(processor) * 1e3:+.0f} ms",
+        f"{statistics.median(waits) * 1e3:.1f} ms; processors work "
+        f"{statistics.median(processor):+.1%}",
         flush=True,
     )
 
