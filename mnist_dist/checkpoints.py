@@ -337,10 +337,9 @@ def _save(
 
 def _write(arrays: Arrays, *, directory: str, step: int) -> None:
     staging = staging_path(directory)
-    remove(staging)
     tf.io.gfile.makedirs(staging)
     try:
-        # What tf.train.Checkpoint writes, in a tenth of the time that it takes Python.
+        # As tf.train.Checkpoint does, but for a quarter of the processor time.
         with tf.device("/CPU:0"):
             tf.raw_ops.SaveV2(
                 prefix=checkpoint_prefix(staging, step),

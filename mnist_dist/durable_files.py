@@ -7,6 +7,7 @@ fsync, tears what is appended into writes of 4,096 bytes, and deletes through li
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -29,7 +30,9 @@ def is_local(path: str) -> bool:
 def reason(error: Exception) -> str:
     """Returns in words why one of `FILE_ERRORS`, or another, was raised."""
     words = getattr(error, "message", None) or getattr(error, "strerror", None)
-    return words or str(error) or type(error).__name__
+    # Without the operation that TensorFlow puts around them.
+    words = re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]$", "", words or str(error))
+    return words or type(error).__name__
 
 
 def list_names(directory: str) -> list[str]:
@@ -56,8 +59,8 @@ def replacing(path: str) -> Iterator[tf.io.gfile.GFile]:
 def publishing(path: str, *, overwrite: bool = True) -> Iterator[str]:
     """Gives a path to write a file or a folder to; once on the disk, it is `path`.
 
-    After an error nothing of it is left. It takes its name in one step, but for a
-    folder that replaces another, in two. With a scheme each file of a folder does.
+    After an error nothing of it is left. It takes its name in one step; a folder that
+    replaces another in two; one with a scheme file by file, and may be left in part.
 
     Raises:
       tf.errors.AlreadyExistsError: there is something at `path`, and no `overwrite`.
@@ -89,7 +92,9 @@ def publishing(path: str, *, overwrite: bool = True) -> Iterator[str]:
 def staging_path(directory: str) -> str:
     """Returns where this process may write what is to have a name in `directory`."""
     owner = f"{socket.gethostname()}-{os.getpid()}"
-    return os.path.join(directory, f"{_UNFINISHED}{owner}")
+    path = os.path.join(directory, f"{_UNFINISHED}{owner}")
+    remove(path)  # of one killed that had this number: in containers they recur
+    return path
 
 
 def remove_unfinished(directory: str, *, is_mine: bool) -> None:
@@ -160,12 +165,10 @@ def _send(source: str, target: str, *, overwrite: bool) -> None:
 
 def _is_of_the_dead(name: str) -> bool:
     host, _, pid = name.removeprefix(_UNFINISHED).removesuffix(".old").rpartition("-")
-    if host != socket.gethostname():
-        return False
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
-        return True
+        return host == socket.gethostname()
     except (ValueError, OverflowError, PermissionError):
-        return False
+        pass
     return False

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from full_disk import file_size_limit
 
 from mnist_dist import checkpoints
 from mnist_dist.checkpoints import CheckpointWriter, find_start, list_checkpoints
@@ -274,6 +275,18 @@ def test_failed_save_is_raised_and_the_old_checkpoint_stays(directory):
         writer.close()
     assert not [name for name in os.listdir(directory) if name.startswith(".")]
     assert find_start([directory], restore="auto", specs=SPECS)["step"] == 3
+
+
+def test_full_disk_is_told_in_words(directory):
+    with file_size_limit(100):
+        writer = CheckpointWriter()
+        writer.save(ARRAYS, directory=directory, step=4, max_to_keep=3)
+        with pytest.raises(
+            RunError, match=r"/ckpt-4 cannot be written: /\S+; File too large; the ones"
+        ):
+            writer.close()
+    assert list_checkpoints(directory) == [3, 2, 1]
+    assert not [name for name in os.listdir(directory) if name.startswith(".")]
 
 
 def test_what_must_come_first_is_done_first_and_its_failure_ends_the_save(directory):

@@ -172,6 +172,13 @@ def test_leftovers_of_others_go_only_where_nobody_else_writes(tmp_path):
     remove_unfinished(str(tmp_path / "nothing"), is_mine=True)
 
 
+def test_what_a_process_of_the_same_number_left_is_not_published(tmp_path):
+    write_folder(tmp_path / f".writing-{socket.gethostname()}-{os.getpid()}", half=b"x")
+    with publishing(f"{tmp_path}/1") as staging:
+        write_folder(f"{staging}/sub", file=b"x")
+    assert os.listdir(tmp_path / "1") == ["sub"]
+
+
 def test_names_are_listed_whatever_their_bytes(tmp_path):
     with open(os.path.join(os.fsencode(tmp_path), b"\xff"), "w"):
         pass
