@@ -368,7 +368,7 @@ def fork_and_kill(directory):
         if reader == 0:
             remove_unfinished(directory, is_mine=True)
             found = find_start([directory], restore="auto", specs=specs)
-            step = list_checkpoints(directory)[0]
+            step = next(iter(list_checkpoints(directory)), 0)  # killed too early
             # At most the one whose files were between two renames is not whole.
             is_good = found is None or found["w"][0] in (step, step - 1)
             os._exit(0 if is_good and (found is not None or not steps) else 1)

@@ -132,8 +132,8 @@ def test_first_error_is_told_even_if_cleaning_up_fails_too(tmp_path, monkeypatch
     def fail(path):
         raise OSError("cannot be removed")
 
-    monkeypatch.setattr(durable_files, "remove", fail)
     with breaking(), replacing(f"{tmp_path}/file"):
+        monkeypatch.setattr(durable_files, "remove", fail)
         raise Broken
 
 
