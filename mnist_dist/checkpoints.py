@@ -6,23 +6,34 @@ host, so a thread of its own writes them while training goes on, and any reader
 """
 
 import concurrent.futures
+import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-from mnist_dist.errors import InputError, RunError
-
-T = TypeVar("T")
+from mnist_dist.durable_files import (
+    FILE_ERRORS,
+    list_names,
+    naming,
+    remove,
+    replacing,
+    staging_path,
+    sync,
+)
+from mnist_dist.errors import InputError
 
 Arrays = dict[str, np.ndarray]
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
+# How tf.train.Checkpoint names a variable's value, and its description of the objects.
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_NAME = r"ckpt-(0|[1-9][0-9]*)"
 # What reading a damaged checkpoint raises, depending on where the damage is.
 DAMAGE = (tf.errors.OpError, IndexError, ValueError, UnicodeDecodeError)
 
@@ -35,16 +46,34 @@ class CheckpointWriter:
         self._pending: list[concurrent.futures.Future[None]] = []
 
     def save(
-        self, arrays: Arrays, *, directory: str, step: int, max_to_keep: int
+        self,
+        arrays: Arrays,
+        *,
+        directory: str,
+        step: int,
+        max_to_keep: int,
+        first: Callable[[], None] | None = None,
     ) -> None:
         """Begins to write `directory/ckpt-<step>`; older ones past the limit go.
 
         Waits while two are being written, and raises what an earlier one raised.
+
+        Args:
+          arrays: what to write, by name; not to be changed any more.
+          directory: of checkpoints.
+          step: number of this one.
+          max_to_keep: checkpoints that stay in the directory.
+          first: called in the background before anything is written.
         """
         self._wait_until(num_pending=1)
         self._pending.append(
             self._thread.submit(
-                _save, arrays, directory=directory, step=step, max_to_keep=max_to_keep
+                _save,
+                arrays,
+                directory=directory,
+                step=step,
+                max_to_keep=max_to_keep,
+                first=first,
             )
         )
 
@@ -71,11 +100,9 @@ def checkpoint_prefix(directory: str, step: int) -> str:
 
 def list_checkpoints(directory: str) -> list[int]:
     """Returns the steps of which `directory` has a checkpoint, newest first."""
-    if not tf.io.gfile.isdir(directory):
-        return []
     names = [
-        re.fullmatch(r"ckpt-(\d+)\.(?:index|data-.*)", name)
-        for name in tf.io.gfile.listdir(directory)
+        re.fullmatch(_NAME + r"\.(?:index|data-.*)", name)
+        for name in list_names(directory)
     ]
     return sorted({int(name[1]) for name in names if name}, reverse=True)
 
@@ -86,7 +113,8 @@ def load_arrays(prefix: str) -> Arrays:
     Raises:
       tf.errors.OpError, IndexError, ValueError, UnicodeDecodeError: it is damaged.
     """
-    reader = tf.train.load_checkpoint(prefix)
+    # Not tf.train.load_checkpoint: it prefers a folder of this name, and its state file.
+    reader = tf.compat.v1.train.NewCheckpointReader(prefix)
     # The graph of objects too, which lies at the end: a truncated file lacks it.
     everything = {
         name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
@@ -158,7 +186,7 @@ def find_start(
                 f"{listed}), expected none; --overwrite deletes them"
             )
         return None
-    if restore.isdigit():
+    if restore.isascii() and restore.isdigit():
         step = int(restore)
         if step not in steps:
             raise InputError(
@@ -194,7 +222,7 @@ def parse_prefix(path: str, *, flag: str) -> tuple[str, int]:
       InputError: no checkpoint has this path.
     """
     directory, name = os.path.split(path.removesuffix(".index"))
-    match = re.fullmatch(r"ckpt-(\d+)", name)
+    match = re.fullmatch(_NAME, name)
     directory = directory or "."
     if not match or int(match[1]) not in list_checkpoints(directory):
         raise InputError(
@@ -225,14 +253,6 @@ def set_aside_later(directory: str, step: int) -> None:
             tf.io.gfile.rename(os.path.join(directory, name), os.path.join(aside, name))
 
 
-def remove_unfinished(directory: str) -> None:
-    """Removes what a save left that was killed."""
-    names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
-    for name in names:
-        if name.startswith(".writing-"):
-            tf.io.gfile.rmtree(os.path.join(directory, name))
-
-
 def load_step(directory: str, step: int, *, specs: Specs) -> Arrays:
     """Loads one step's checkpoint and checks that it is what the run needs.
 
@@ -252,11 +272,24 @@ def read_step(directory: str, step: int) -> Arrays:
       ValueError, tf.errors.OpError, IndexError: one of `DAMAGE`: it is damaged, or a
         link to somewhere outside `directory`.
     """
-    prefix = checkpoint_prefix(directory, step)
     inside = os.path.realpath(directory)
-    if os.path.dirname(os.path.realpath(f"{prefix}.index")) != inside:
-        raise ValueError("its index file is a link to outside the directory")
-    return load_arrays(prefix)
+    for name in _files(directory, step):
+        if os.path.dirname(os.path.realpath(os.path.join(directory, name))) != inside:
+            raise ValueError(f"{name} is a link to outside the directory")
+    return load_arrays(checkpoint_prefix(directory, step))
+
+
+def stat_step(directory: str, step: int) -> tuple[float, int]:
+    """Returns when a step's files were written, in seconds since 1970, and their bytes.
+
+    Those that go meanwhile do not count.
+    """
+    stats = []
+    for name in _files(directory, step):
+        with contextlib.suppress(tf.errors.NotFoundError):
+            stats.append(tf.io.gfile.stat(os.path.join(directory, name)))
+    times = [stat.mtime_nsec / 1e9 for stat in stats]
+    return max(times, default=0.0), sum(stat.length for stat in stats)
 
 
 def check_specs(arrays: Arrays, *, specs: Specs, name: str) -> None:
@@ -278,72 +311,78 @@ def check_specs(arrays: Arrays, *, specs: Specs, name: str) -> None:
         )
 
 
-def nest(named: Mapping[str, T]) -> dict[str, Any]:
-    """Turns names with slashes into nested dictionaries, whose keys TensorFlow joins."""
-    tree: dict[str, Any] = {}
-    for name, value in named.items():
-        *folders, leaf = name.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[leaf] = value
-    return tree
-
-
-def _save(arrays: Arrays, *, directory: str, step: int, max_to_keep: int) -> None:
-    try:
+def _save(
+    arrays: Arrays,
+    *,
+    directory: str,
+    step: int,
+    max_to_keep: int,
+    first: Callable[[], None] | None,
+) -> None:
+    if first:
+        first()
+    prefix = checkpoint_prefix(directory, step)
+    with naming(prefix, so="the ones before it are intact"):
         _write(arrays, directory=directory, step=step)
         for old in list_checkpoints(directory)[max_to_keep:]:
             delete_checkpoint(directory, old)
         # For `tf.train.latest_checkpoint`; nothing of ours reads it.
-        state_file = os.path.join(directory, "checkpoint")
-        with tf.io.gfile.GFile(f"{state_file}.writing", "w") as file:
-            file.write(f'model_checkpoint_path: "ckpt-{step}"\n')
-        tf.io.gfile.rename(f"{state_file}.writing", state_file, overwrite=True)
-    except (tf.errors.OpError, OSError) as error:
-        raise RunError(
-            f"{checkpoint_prefix(directory, step)} cannot be written: "
-            f"{getattr(error, 'message', None) or error}; the ones before it are intact"
-        ) from error
+        with replacing(os.path.join(directory, "checkpoint")) as file:
+            file.write(f'model_checkpoint_path: "ckpt-{step}"\n'.encode())
 
 
 def _write(arrays: Arrays, *, directory: str, step: int) -> None:
-    staging = os.path.join(directory, f".writing-{step}")
-    if tf.io.gfile.isdir(staging):
-        tf.io.gfile.rmtree(staging)
+    staging = staging_path(directory)
     tf.io.gfile.makedirs(staging)
     try:
+        # As tf.train.Checkpoint does, but for a quarter of the processor time.
         with tf.device("/CPU:0"):
-            tf.train.Checkpoint(
-                **nest({name: tf.Variable(a) for name, a in arrays.items()})
-            ).write(checkpoint_prefix(staging, step))
+            tf.raw_ops.SaveV2(
+                prefix=checkpoint_prefix(staging, step),
+                tensor_names=[*(name + SUFFIX for name in arrays), OBJECT_GRAPH],
+                shape_and_slices=[""] * (len(arrays) + 1),
+                tensors=[*arrays.values(), _object_graph(arrays)],
+            )
+        names = _files(staging, step)
+        for name in names:
+            sync(os.path.join(staging, name))
         # The index last: a checkpoint without one is not taken for a checkpoint.
-        for name in _files(staging, step):
-            written = os.path.join(staging, name)
-            _sync(written)
-            tf.io.gfile.rename(written, os.path.join(directory, name), overwrite=True)
-            _sync(directory)
+        for name in names:
+            tf.io.gfile.rename(
+                os.path.join(staging, name),
+                os.path.join(directory, name),
+                overwrite=True,
+            )
+        sync(directory)
     finally:
-        tf.io.gfile.rmtree(staging)
+        with contextlib.suppress(*FILE_ERRORS):  # an error before is the one to tell
+            remove(staging)
 
 
-def _sync(path: str) -> None:
-    """Has the disk keep a file or a directory's names through a power failure."""
-    if os.path.exists(path):  # not on a remote file system
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _object_graph(names: Iterable[str]) -> bytes:
+    """Describes arrays as nested dictionaries of variables, for tf.train.Checkpoint."""
+    graph = TrackableObjectGraph()
+    nodes = {"": graph.nodes.add()}
+    for name in names:
+        path = ""
+        for part in name.split("/"):
+            parent, path = nodes[path], f"{path}/{part}"
+            if path not in nodes:
+                parent.children.add(node_id=len(graph.nodes), local_name=part)
+                nodes[path] = graph.nodes.add()
+        nodes[path].attributes.add(
+            name="VARIABLE_VALUE", full_name=name, checkpoint_key=name + SUFFIX
+        )
+    return graph.SerializeToString()
 
 
 def delete_checkpoint(directory: str, step: int) -> None:
     """Removes a step's files, the index first."""
     for name in reversed(_files(directory, step)):
-        tf.io.gfile.remove(os.path.join(directory, name))
+        remove(os.path.join(directory, name))
 
 
 def _files(directory: str, step: int) -> list[str]:
     """Names of a checkpoint's files, the index last."""
-    names = tf.io.gfile.listdir(directory)
-    return sorted(name for name in names if name.startswith(f"ckpt-{step}."))
+    names = list_names(directory)
+    return [name for name in names if name.startswith(f"ckpt-{step}.")]

@@ -18,7 +18,7 @@ from mnist_dist.classification_report import (
     format_report,
     surest_mistakes,
 )
-from mnist_dist.errors import RunError
+from mnist_dist.durable_files import list_names, naming, replacing
 
 _GRID = 6  # mistakes shown, a row and a column
 _CELL_PIXELS = 24  # of a confusion matrix, which TensorBoard would blur
@@ -27,16 +27,18 @@ _MAX_DRAWN_CLASSES = 128
 
 def save_record(directory: str, step: int, record: dict[str, Any]) -> None:
     """Writes the JSON file of a step."""
-    text = json.dumps(record, allow_nan=False) + "\n"
-    _write_whole(record_path(directory, step), text.encode())
+    _write(
+        record_path(directory, step),
+        json.dumps(record, allow_nan=False).encode() + b"\n",
+    )
 
 
 def load_record(directory: str, step: int) -> dict[str, Any] | None:
     """Reads the JSON file of a step; None if there is none, or it is no record."""
     try:
-        with open(record_path(directory, step), encoding="utf-8") as file:
-            record = json.load(file)
-    except (OSError, ValueError):
+        with tf.io.gfile.GFile(record_path(directory, step), "rb") as file:
+            record = json.loads(file.read())
+    except (tf.errors.OpError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 
@@ -48,10 +50,10 @@ def record_path(directory: str, step: int) -> str:
 
 def remove_records(directory: str, *, first_step: int) -> None:
     """Removes what is of this step or a later one."""
-    for name in os.listdir(directory) if os.path.isdir(directory) else []:
+    for name in list_names(directory):
         match = re.fullmatch(r"ckpt-(\d+)\.json|events\.out\.tfevents\.(\d+)\.v2", name)
         if match and int(match[1] or match[2]) >= first_step:
-            os.remove(os.path.join(directory, name))
+            tf.io.gfile.remove(os.path.join(directory, name))
 
 
 def save_summaries(
@@ -87,7 +89,7 @@ def save_summaries(
         with open(os.path.join(folder, name), "rb") as file:
             events = file.read()
     # TensorBoard reads the files in the order of their names.
-    _write_whole(os.path.join(directory, f"events.out.tfevents.{step:012}.v2"), events)
+    _write(os.path.join(directory, f"events.out.tfevents.{step:012}.v2"), events)
 
 
 def draw_confusion(confusion: np.ndarray) -> np.ndarray:
@@ -132,15 +134,8 @@ def _as_code(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())  # Markdown
 
 
-def _write_whole(path: str, content: bytes) -> None:
-    directory = os.path.dirname(path)
-    staging = os.path.join(directory, f".writing-{os.getpid()}")
-    try:
-        os.makedirs(directory, exist_ok=True)
-        with open(staging, "wb") as file:
+def _write(path: str, content: bytes) -> None:
+    with naming(path, so="the run is as it was"):
+        tf.io.gfile.makedirs(os.path.dirname(path))
+        with replacing(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, path)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror})") from error

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -22,6 +20,7 @@ import numpy as np
 
 from mnist_dist.data.npy import read_npy_data, read_npy_header
 from mnist_dist.data.reading import max_unpacked_bytes, open_file, quoted
+from mnist_dist.durable_files import FILE_ERRORS, publishing, reason
 from mnist_dist.errors import InputError, RunError
 
 Arrays = dict[str, np.ndarray]
@@ -145,24 +144,15 @@ def save_npz(arrays: Mapping[str, np.ndarray], path: str) -> None:
     for name in arrays:
         check_name(name, where=quoted(path))
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=os.path.dirname(path) or ".", prefix=".writing-", delete=False
-        ) as file:
-            try:
-                # Not numpy.savez: its own parameters' names could not be keys.
-                with zipfile.ZipFile(file, "w") as archive:
-                    for name, array in arrays.items():
-                        # A fixed time: the same weights give the same file.
-                        member = zipfile.ZipInfo(f"{name}.npy")
-                        member.external_attr = 0o644 << 16
-                        with archive.open(member, "w", force_zip64=True) as stream:
-                            _write_array(stream, array)
-                _finish(file)
-                os.replace(file.name, path)
-            except BaseException:
-                os.remove(file.name)
-                raise
-    except OSError as error:
+        # Not numpy.savez: its own parameters' names could not be keys.
+        with publishing(path) as staging, zipfile.ZipFile(staging, "w") as archive:
+            for name, array in arrays.items():
+                # A fixed time: the same weights give the same file.
+                member = zipfile.ZipInfo(f"{name}.npy")
+                member.external_attr = 0o644 << 16
+                with archive.open(member, "w", force_zip64=True) as stream:
+                    _write_array(stream, array)
+    except FILE_ERRORS as error:
         raise _cannot_write(path, error) from error
 
 
@@ -181,21 +171,16 @@ def save_folder(arrays: Mapping[str, np.ndarray], path: str) -> None:
             raise InputError(
                 f"{quoted(path)}: found something there, expected a new or empty folder"
             )
-        staging = tempfile.mkdtemp(dir=os.path.dirname(path) or ".", prefix=".writing-")
-        try:
-            os.chmod(staging, 0o777 & ~_umask())
+        with publishing(path, overwrite=False) as staging:
+            os.mkdir(staging)
             for name, array in arrays.items():
                 file_path = os.path.join(staging, f"{name}.npy")
                 os.makedirs(os.path.dirname(file_path), exist_ok=True)
                 with open(file_path, "wb") as file:
                     _write_array(file, array)
-                    file.flush()
-                    os.fsync(file.fileno())
-            os.rename(staging, path)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-    except OSError as error:
+            if os.path.isdir(path):
+                os.rmdir(path)  # which fails unless it is still empty
+    except FILE_ERRORS as error:
         raise _cannot_write(path, error) from error
 
 
@@ -220,18 +205,7 @@ def _write_array(stream: IO[bytes], array: np.ndarray) -> None:
     np.lib.format.write_array(stream, contiguous, version=(1, 0), allow_pickle=False)
 
 
-def _finish(file: tempfile._TemporaryFileWrapper) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    os.chmod(file.name, 0o666 & ~_umask())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _cannot_write(path: str, error: OSError) -> InputError | RunError:
-    message = f"{quoted(path)}: cannot be written ({error.strerror or error})"
-    return RunError(message) if error.errno == errno.ENOSPC else InputError(message)
+def _cannot_write(path: str, error: Exception) -> InputError | RunError:
+    message = f"{quoted(path)}: cannot be written ({reason(error)})"
+    is_full = getattr(error, "errno", None) == errno.ENOSPC
+    return RunError(message) if is_full else InputError(message)

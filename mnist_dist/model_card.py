@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 import mnist_dist
+from mnist_dist.durable_files import is_local
 from mnist_dist.errors import InputError
 from mnist_dist.train_state import TrainState, weight_path
 from mnist_dist.trained_model import RunConfig
@@ -76,7 +77,7 @@ def describe_model(
 
 def card_path(path: str) -> str:
     """Returns where the card of a SavedModel or of a file lies."""
-    return os.path.join(path, FILE_NAME) if os.path.isdir(path) else f"{path}.json"
+    return os.path.join(path, FILE_NAME) if tf.io.gfile.isdir(path) else f"{path}.json"
 
 
 def save_model_card(path: str, card: Mapping[str, Any]) -> None:
@@ -88,7 +89,7 @@ def save_model_card(path: str, card: Mapping[str, Any]) -> None:
     """
     directory, names = _list_files(path)
     files = {name: _file_checksum(os.path.join(directory, name)) for name in names}
-    with open(card_path(path), "w", encoding="utf-8") as file:
+    with tf.io.gfile.GFile(card_path(path), "w") as file:
         file.write(json.dumps({**card, "files": files}, indent=2) + "\n")
 
 
@@ -105,13 +106,19 @@ def load_model_card(path: str) -> dict[str, Any] | None:
       InputError: it is not JSON, or a file is missing or not as it was written.
     """
     written = card_path(path)
-    if not os.path.exists(written):
+    if not tf.io.gfile.exists(written):
         return None
     try:
-        with open(written, encoding="utf-8") as file:
-            card = json.load(file)
+        with tf.io.gfile.GFile(written, "rb") as file:
+            card = json.loads(file.read())
         files = dict(card["files"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (
+        tf.errors.OpError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ) as error:
         raise InputError(
             f"{written}: expected a model card as JSON, found: {error}"
         ) from error
@@ -143,12 +150,13 @@ def holds_model(path: str, content: Mapping[str, Any]) -> bool:
 
 def _list_files(path: str) -> tuple[str, list[str]]:
     """Returns a directory and the export's files in it, without the card, by name."""
-    if not os.path.isdir(path):
+    if not tf.io.gfile.isdir(path):
         directory, name = os.path.split(path)
-        return directory, [name] if os.path.exists(path) else []
+        return directory, [name] if tf.io.gfile.exists(path) else []
+    walk = os.walk if is_local(path) else tf.io.gfile.walk
     names = [
         os.path.relpath(os.path.join(folder, name), path)
-        for folder, _, names in os.walk(path)
+        for folder, _, names in walk(path)
         for name in names
     ]
     return path, sorted(name for name in names if name != FILE_NAME)
@@ -171,7 +179,7 @@ def _weights_checksum(state: TrainState) -> str:
 
 def _file_checksum(path: str) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with tf.io.gfile.GFile(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

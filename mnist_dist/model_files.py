@@ -1,6 +1,7 @@
 """Export into one file: `.keras`, to go on with in Keras, and `.tflite`, for devices."""
 
 import os
+import tempfile
 import warnings
 
 import keras
@@ -12,7 +13,7 @@ from mnist_dist.data import Split
 from mnist_dist.errors import InputError
 from mnist_dist.evaluation import LogitsFunction
 from mnist_dist.saved_model import Export, create_serving_module
-from mnist_dist.staging import prepare_directory, publish, staging_path
+from mnist_dist.staging import exporting, prepare_directory
 from mnist_dist.steps import normalize
 from mnist_dist.train_state import TrainState
 from mnist_dist.trained_model import RunConfig
@@ -64,16 +65,16 @@ def export_file(
     path = os.path.join(directory, name)
     if model_card.holds_model(path, content):
         return Export(path, is_new=False)
-    if os.path.exists(path) and not overwrite:
+    if tf.io.gfile.exists(path) and not overwrite:
         raise InputError(
             f"{path}: found another model, expected none or the same; --overwrite "
             "replaces it"
         )
     images = noise_images(config.image_shape, _NUM_VERIFIED_IMAGES)
     expected = inference_logits(state, images)
-    with staging_path(directory, name) as staging:
-        os.makedirs(staging)
-        written = os.path.join(staging, name)
+    # Keras and the converter know no paths with a scheme, and go by a name's ending.
+    with tempfile.TemporaryDirectory() as folder:
+        written = os.path.join(folder, name)
         try:
             if file_format == "keras":
                 state.model.save(written)
@@ -98,8 +99,10 @@ def export_file(
         )
         model_card.save_model_card(written, content | about)
         # The card first: with its sum it fits no other file, nor half of this one.
-        publish(model_card.card_path(written), model_card.card_path(path), True)
-        publish(written, path, overwrite)
+        with exporting(model_card.card_path(path), overwrite=True) as staging:
+            tf.io.gfile.copy(model_card.card_path(written), staging)
+        with exporting(path, overwrite=overwrite) as staging:
+            tf.io.gfile.copy(written, staging)
     return Export(path, is_new=True)
 
 

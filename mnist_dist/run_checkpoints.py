@@ -4,6 +4,8 @@ import json
 import os
 from typing import NamedTuple
 
+import tensorflow as tf
+
 from mnist_dist import checkpoints
 from mnist_dist.data.reading import quoted
 from mnist_dist.errors import InputError
@@ -47,7 +49,7 @@ def check_run(model_dir: str) -> None:
     Raises:
       InputError: it is not.
     """
-    if not any(map(os.path.isdir, checkpoint_dirs(model_dir))):
+    if not any(map(tf.io.gfile.isdir, checkpoint_dirs(model_dir))):
         raise InputError(
             f"--model_dir: found {quoted(model_dir)} without checkpoints, expected the "
             "directory of a run"
@@ -68,19 +70,20 @@ def list_run_checkpoints(model_dir: str) -> list[RunCheckpoint]:
     for directory in checkpoint_dirs(model_dir):
         for step in checkpoints.list_checkpoints(directory):
             path = checkpoints.checkpoint_prefix(directory, step)
-            names = [n for n in os.listdir(directory) if n.startswith(f"ckpt-{step}.")]
-            stats = [os.stat(os.path.join(directory, name)) for name in names]
+            time, num_bytes = checkpoints.stat_step(directory, step)
             damage = ""
             try:
                 checkpoints.read_step(directory, step)
             except checkpoints.DAMAGE as error:
+                if step not in checkpoints.list_checkpoints(directory):
+                    continue  # the run has removed it meanwhile
                 damage = f"damaged ({type(error).__name__})"
             rows.append(
                 RunCheckpoint(
                     step=step,
-                    time=max((s.st_mtime for s in stats), default=0.0),
+                    time=time,
                     accuracy=accuracies.get(step),
-                    num_bytes=sum(s.st_size for s in stats),
+                    num_bytes=num_bytes,
                     is_best=directory == best_dir(model_dir),
                     damage=damage,
                     path=path,
@@ -138,7 +141,6 @@ def write_checkpoint(model_dir: str, arrays: checkpoints.Arrays, *, step: int) -
     writer = checkpoints.CheckpointWriter()
     directory = checkpoint_dir(model_dir)
     try:
-        os.makedirs(directory, exist_ok=True)
         writer.save(arrays, directory=directory, step=step, max_to_keep=_KEEP_ALL)
     finally:
         writer.close()
@@ -152,10 +154,10 @@ def set_aside(model_dir: str, step: int) -> str:
     """
     directory = checkpoint_dir(model_dir)
     number = 1
-    while os.path.exists(aside := os.path.join(directory, f"replaced-{number}")):
+    while tf.io.gfile.exists(aside := os.path.join(directory, f"replaced-{number}")):
         number += 1
     writer = checkpoints.CheckpointWriter()
-    os.makedirs(aside)
+    tf.io.gfile.makedirs(aside)
     try:
         arrays = checkpoints.read_step(directory, step)
         writer.save(arrays, directory=aside, step=step, max_to_keep=1)
@@ -168,14 +170,15 @@ def _accuracies(model_dir: str) -> dict[int, float]:
     """The accuracy at each step that was evaluated; lines that tell none are skipped."""
     accuracies: dict[int, float] = {}
     try:
-        with open(os.path.join(model_dir, "metrics.jsonl"), "rb") as file:
-            for line in file:
-                try:
-                    record = json.loads(line)
-                    if record["kind"] == "eval":
-                        accuracies[int(record["step"])] = float(record["accuracy"])
-                except (ValueError, KeyError, TypeError):
-                    continue
-    except OSError:
-        pass
+        with tf.io.gfile.GFile(os.path.join(model_dir, "metrics.jsonl"), "rb") as file:
+            lines = file.read().split(b"\n")
+    except tf.errors.OpError:
+        return accuracies
+    for line in lines:
+        try:
+            record = json.loads(line)
+            if record["kind"] == "eval":
+                accuracies[int(record["step"])] = float(record["accuracy"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            continue
     return accuracies

@@ -3,13 +3,15 @@
 `config.json` records the settings of a run; one that goes on must have the same.
 """
 
+import contextlib
 import fcntl
+import io
 import json
 import os
 import platform
 import socket
 from collections.abc import Mapping
-from typing import TextIO
+from typing import BinaryIO
 
 import keras
 import numpy as np
@@ -18,7 +20,15 @@ from absl import logging
 
 import mnist_dist
 from mnist_dist.checkpoints import list_checkpoints
-from mnist_dist.errors import InputError
+from mnist_dist.durable_files import (
+    FILE_ERRORS,
+    is_local,
+    naming,
+    reason,
+    remove,
+    replacing,
+)
+from mnist_dist.errors import InputError, RunError
 
 # What a run writes, the settings last.
 _CONTENTS = (
@@ -29,13 +39,15 @@ _CONTENTS = (
     "eval",
     "eval_watch",
     "export",
+    "config.json",
 )
 
 
-def open_for_writing(model_dir: str) -> TextIO:
+def open_for_writing(model_dir: str) -> BinaryIO:
     """Creates the directory of a run, and makes this process its only writer.
 
-    The operating system holds the lock, so a dead process's is gone.
+    The operating system holds the lock, so a dead process's is gone. Where it has none
+    to give, for a path with a scheme or on some network disks, a warning says so.
 
     Returns:
       The lock, to be kept: it ends when this file is closed.
@@ -46,25 +58,30 @@ def open_for_writing(model_dir: str) -> TextIO:
     """
     try:
         tf.io.gfile.makedirs(model_dir)
-        lock = open(os.path.join(model_dir, ".lock"), "a+", encoding="utf-8")  # noqa: SIM115
-    except (tf.errors.OpError, OSError) as error:
+        if not is_local(model_dir):
+            _warn_of_no_lock(model_dir, "it is not on this host")
+            return io.BytesIO()
+        lock = open(os.path.join(model_dir, ".lock"), "ab+", buffering=0)  # noqa: SIM115
+    except (*FILE_ERRORS, UnicodeError) as error:
         raise InputError(
             f"--model_dir: found {model_dir!r}, expected a directory to write to: "
-            f"{getattr(error, 'message', None) or error}"
+            f"{reason(error)}"
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         lock.seek(0)
-        holder = lock.read().strip() or "another process"
+        holder = lock.read().decode(errors="replace").strip() or "another process"
         lock.close()
         raise InputError(
             f"--model_dir: {model_dir} is being written by {holder}, expected a run "
             "that nobody writes"
         ) from error
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
+    except OSError as error:
+        _warn_of_no_lock(model_dir, reason(error))
+    with contextlib.suppress(OSError):  # a full disk; it only tells others who we are
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return lock
 
 
@@ -83,14 +100,24 @@ def check_directory(directory: str, *, flag: str) -> None:
         )
 
 
+def _warn_of_no_lock(model_dir: str, why: str) -> None:
+    logging.warning(
+        "%s cannot be locked (%s): see that no other run writes to it", model_dir, why
+    )
+
+
 def delete_run(model_dir: str) -> None:
-    """Deletes all that a run has written."""
-    for name in (*_CONTENTS, "config.json"):
+    """Deletes all that a run has written; of links the links alone.
+
+    Raises:
+      RunError: something cannot be deleted.
+    """
+    for name in _CONTENTS:
         path = os.path.join(model_dir, name)
-        if tf.io.gfile.isdir(path):
-            tf.io.gfile.rmtree(path)
-        elif tf.io.gfile.exists(path):
-            tf.io.gfile.remove(path)
+        try:
+            remove(path)
+        except FILE_ERRORS as error:
+            raise RunError(f"{path} cannot be deleted: {reason(error)}") from error
 
 
 def check_settings(model_dir: str, settings: Mapping[str, object]) -> None:
@@ -139,18 +166,12 @@ def load_config(model_dir: str) -> dict | None:
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             config = json.loads(file.read())
-        if not isinstance(config["settings"], dict):
-            raise TypeError("settings is not an object")
+        if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
+            raise ValueError("it has no object 'settings'")
         return config
-    except (
-        tf.errors.OpError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RecursionError,
-    ) as error:
+    except (tf.errors.OpError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: expected the settings of a run, as JSON: {error}"
+            f"{path}: expected the settings of a run, as JSON: {reason(error)}"
         ) from error
 
 
@@ -202,6 +223,5 @@ def save_config(
         },
     }
     path = os.path.join(model_dir, "config.json")
-    with tf.io.gfile.GFile(f"{path}.writing", "w") as file:
-        file.write(json.dumps(config, indent=2) + "\n")
-    tf.io.gfile.rename(f"{path}.writing", path, overwrite=True)
+    with naming(path, so="the checkpoints so far are intact"), replacing(path) as file:
+        file.write(json.dumps(config, indent=2).encode() + b"\n")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from mnist_dist import model_card
-from mnist_dist.checkpoints import nest
 from mnist_dist.data import Split
+from mnist_dist.durable_files import list_names
 from mnist_dist.errors import InputError
-from mnist_dist.staging import prepare_directory, publish, staging_path
+from mnist_dist.staging import exporting, prepare_directory
 from mnist_dist.steps import normalize
 from mnist_dist.train_state import TrainState, weight_path
 from mnist_dist.trained_model import RunConfig
@@ -94,7 +94,8 @@ def export_saved_model(
             )
         number = taken[0] + 1
 
-    with staging_path(directory, str(number)) as staging:
+    path = os.path.join(directory, str(number))
+    with exporting(path, overwrite=overwrite) as staging:
         with tf.device("/CPU:0"):
             module = create_serving_module(state, image_shape=config.image_shape)
         signatures = {name: getattr(module, name) for name in SIGNATURES}
@@ -106,7 +107,6 @@ def export_saved_model(
         )
         about["signatures"] = _describe_signatures(signatures)
         model_card.save_model_card(staging, content | about)
-        path = publish(staging, os.path.join(directory, str(number)), overwrite)
     return Export(path, is_new=True)
 
 
@@ -155,7 +155,7 @@ def create_serving_module(
         return tf.function(function, input_signature=[spec])
 
     module = tf.Module()
-    module.model = nest({weight_path(model, k): v for k, v in mapping})
+    module.model = _nest({weight_path(model, k): v for k, v in mapping})
     module.serving_default = signature(
         lambda images: classify(normalize(images)), tf.uint8, *image_shape
     )
@@ -166,7 +166,7 @@ def create_serving_module(
 
 def list_versions(directory: str) -> list[int]:
     """Returns the versions in a directory, newest first."""
-    names = os.listdir(directory) if os.path.isdir(directory) else []
+    names = list_names(directory)
     return sorted(
         (int(name) for name in names if name.isascii() and name.isdigit()), reverse=True
     )
@@ -213,6 +213,18 @@ def _warmup_requests(
         yield "serving_default", {"images": images}
         yield "serving_float", {"images": images.astype(np.float32) / 255}
         yield "serving_png", {"images": encoded}
+
+
+def _nest(named: Mapping[str, tf.Variable]) -> dict[str, Any]:
+    """Turns names with slashes into nested dictionaries, whose keys TensorFlow joins."""
+    tree: dict[str, Any] = {}
+    for name, value in named.items():
+        *folders, leaf = name.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[leaf] = value
+    return tree
 
 
 def _describe_signatures(signatures: dict[str, Any]) -> dict[str, Any]:

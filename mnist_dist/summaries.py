@@ -8,6 +8,7 @@ this one does not.
 """
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -15,10 +16,10 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from typing import BinaryIO
 
 import tensorflow as tf
 from absl import logging
+from google.protobuf.message import DecodeError
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -27,9 +28,18 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_ndarray
 
-from mnist_dist.errors import InputError, RunError
+from mnist_dist.durable_files import (
+    is_local,
+    list_names,
+    naming,
+    remove_unfinished,
+    replacing,
+    sync,
+)
+from mnist_dist.errors import InputError
 
 KINDS = ("train", "eval")  # of records, and the folders of their event files
+_SO = "the checkpoints so far are intact"
 _FRAME_BYTES = 16  # of an event in its file: its length and two checksums
 
 
@@ -48,20 +58,22 @@ class RunLog:
         self._texts: dict[str, str] = {}
         self._event_files: dict[str, _AppendedFile] = {}
         metrics_path = os.path.join(model_dir, "metrics.jsonl")
-        with _naming(model_dir):
-            os.makedirs(model_dir, exist_ok=True)
+        with naming(model_dir, so=_SO):
+            tf.io.gfile.makedirs(model_dir)
+            remove_unfinished(model_dir, is_mine=True)
             for record in _drop_records(metrics_path, last_step=resume_step):
                 self._note(record)
             self._metrics_file = _AppendedFile(metrics_path)
             for kind in KINDS:
                 directory = os.path.join(model_dir, kind)
-                os.makedirs(directory, exist_ok=True)
+                tf.io.gfile.makedirs(directory)
+                remove_unfinished(directory, is_mine=True)
                 for path in _list_event_files(directory):
                     texts = _drop_events(path, last_step=resume_step)
                     self._texts |= texts if kind == "train" else {}
                 self._event_files[kind] = _AppendedFile(_new_event_path(directory))
-                _sync_directory(directory)
-            _sync_directory(model_dir)
+                sync(directory)
+            sync(model_dir)
         for kind in KINDS:
             self._write_event(kind, Event(file_version="brain.Event:2"))
             start = SessionLog(status=SessionLog.START)
@@ -122,8 +134,9 @@ class RunLog:
 
     def close(self) -> None:
         """Flushes and closes; a second time it does nothing."""
-        for file in (self._metrics_file, *self._event_files.values()):
-            file.close()
+        with contextlib.ExitStack() as each:  # also those after one that fails
+            for file in (self._metrics_file, *self._event_files.values()):
+                each.callback(file.close)
 
     def _write(
         self,
@@ -160,19 +173,29 @@ class _AppendedFile:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._is_closed = False
+        if is_local(path):
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        else:
+            self._file = tf.io.gfile.GFile(path, "ab")
 
     def write(self, data: bytes) -> None:
-        with _naming(self._path):
-            while data:
-                data = data[self._file.write(data) :]
+        with naming(self._path, so=_SO):
+            if is_local(self._path):
+                while data:
+                    data = data[self._file.write(data) :]
+            else:
+                self._file.write(data)
+                self._file.flush()
 
     def flush(self) -> None:
-        with _naming(self._path):
-            os.fsync(self._file.fileno())
+        if is_local(self._path):
+            with naming(self._path, so=_SO):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        if not self._file.closed:
+        if not self._is_closed:
+            self._is_closed = True
             try:
                 self.flush()
             finally:
@@ -195,10 +218,10 @@ def _drop_records(path: str, *, last_step: int) -> list[dict]:
     Raises:
       InputError: there is damage before one of these.
     """
-    if not os.path.exists(path):
+    if not tf.io.gfile.exists(path):
         return []
-    with open(path, "rb") as file:
-        lines = file.readlines()
+    with tf.io.gfile.GFile(path, "rb") as file:
+        lines = io.BytesIO(file.read()).readlines()
     kept: list[bytes] = []
     records: list[dict] = []
     damaged: list[int] = []
@@ -217,15 +240,15 @@ def _drop_records(path: str, *, last_step: int) -> list[dict]:
     if damaged:
         logging.warning("%s: line %d was cut off and is dropped", path, damaged[0])
     if kept != lines:
-        with _replacing(path) as file:
-            file.writelines(kept)
+        with replacing(path) as file:
+            file.write(b"".join(kept))
     return records
 
 
 def _parse_record(line: bytes) -> dict | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     is_record = (
         isinstance(record, dict)
@@ -237,9 +260,9 @@ def _parse_record(line: bytes) -> dict | None:
 
 def _list_event_files(directory: str) -> list[str]:
     """Returns what TensorBoard takes for event files, in its order."""
-    names = sorted(name for name in os.listdir(directory) if "tfevents" in name)
+    names = [name for name in list_names(directory) if "tfevents" in name]
     paths = [os.path.join(directory, name) for name in names]
-    return [path for path in paths if os.path.isfile(path)]
+    return [p for p in paths if tf.io.gfile.exists(p) and not tf.io.gfile.isdir(p)]
 
 
 def _new_event_path(directory: str) -> str:
@@ -269,15 +292,16 @@ def _drop_events(path: str, *, last_step: int) -> dict[str, str]:
         num_kept += 1
         for value in event.summary.value:
             if value.metadata.plugin_data.plugin_name == "text":
-                texts[value.tag] = make_ndarray(value.tensor).reshape(-1)[0].decode()
-    if num_bytes < os.path.getsize(path):
+                for text in make_ndarray(value.tensor).reshape(-1)[:1]:
+                    texts[value.tag] = text.decode(errors="replace")
+    if num_bytes < tf.io.gfile.stat(path).length:
         logging.warning(
             "%s is damaged from byte %d on; the events before it are kept",
             path,
             num_bytes,
         )
     if num_stale:
-        with _replacing(path) as file:
+        with replacing(path) as file:
             writer = RecordWriter(file)
             for data, event in _load_events(path):
                 if not _is_stale(event, last_step):
@@ -287,49 +311,10 @@ def _drop_events(path: str, *, last_step: int) -> dict[str, str]:
 
 def _load_events(path: str) -> Iterator[tuple[bytes, Event]]:
     """Reads events as they lie in the file, up to its end or its first damage."""
-    for data in RawEventFileLoader(path).Load():
-        yield data, Event.FromString(data)
+    with contextlib.suppress(DecodeError):
+        for data in RawEventFileLoader(path).Load():
+            yield data, Event.FromString(data)
 
 
 def _is_stale(event: Event, last_step: int) -> bool:
     return event.HasField("summary") and event.step > last_step
-
-
-@contextlib.contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
-    """Gives a file to write; it is `path` once it is whole and on the disk."""
-    directory = os.path.dirname(path)
-    staging = os.path.join(directory, ".writing")  # no event file to TensorBoard
-    try:
-        with open(staging, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.remove(staging)
-        raise
-    _sync_directory(directory)
-
-
-def _sync_directory(path: str) -> None:
-    """Has the disk keep the names in a directory through a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Turns what the disk refuses into a `RunError` that names the file."""
-    try:
-        yield
-    except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "message", error)
-        raise RunError(
-            f"{getattr(error, 'filename', None) or path} cannot be written: {reason}; "
-            "the checkpoints so far are intact"
-        ) from error

@@ -13,6 +13,7 @@ from mnist_dist.cluster import Cluster
 from mnist_dist.data import Dataset, ExampleStream
 from mnist_dist.device_data import DeviceSplit, fits_on_device
 from mnist_dist.distribution import broadcast_from_chief
+from mnist_dist.durable_files import remove_unfinished
 from mnist_dist.errors import RunError
 from mnist_dist.evaluation import evaluate
 from mnist_dist.optimizers import Schedule
@@ -279,7 +280,7 @@ class TrainingRun:
     def _open_directory(self, arrays: checkpoints.Arrays | None) -> None:
         directories = checkpoint_dir(self.model_dir), best_dir(self.model_dir)
         for directory in directories:
-            checkpoints.remove_unfinished(directory)
+            remove_unfinished(directory, is_mine=True)
             checkpoints.set_aside_later(directory, self.step)
         if self.step in checkpoints.list_checkpoints(directories[0]):
             self._saved_step = self.step
@@ -303,12 +304,13 @@ class TrainingRun:
         self._evaluations_since_best = int(arrays["best/evaluations_since"])
 
     def _write(self, directory: str, *, max_to_keep: int) -> None:
-        self.log.flush()  # what a checkpoint follows must not get lost before it
         self._writer.save(
             self.state.to_arrays() | self._best(),
             directory=directory,
             step=self.step,
             max_to_keep=max_to_keep,
+            # What a checkpoint follows must not get lost before it.
+            first=self.log.flush,
         )
 
     def _best(self) -> checkpoints.Arrays:

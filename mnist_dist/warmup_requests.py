@@ -24,7 +24,7 @@ def save_warmup_requests(
       requests: of each, the signature's name and its inputs; at most 1000.
     """
     path = os.path.join(saved_model_dir, FILE_NAME)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    tf.io.gfile.makedirs(os.path.dirname(path))
     with tf.io.TFRecordWriter(path) as writer:
         for signature, inputs in requests:
             writer.write(_prediction_log(signature, inputs))

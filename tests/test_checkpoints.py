@@ -8,15 +8,18 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from full_disk import file_size_limit
 
 from mnist_dist import checkpoints
 from mnist_dist.checkpoints import CheckpointWriter, find_start, list_checkpoints
+from mnist_dist.durable_files import remove_unfinished
 from mnist_dist.errors import InputError, RunError
 
 ARRAYS = {
     "step": np.array(3, np.int64),
     "model/dense/kernel": np.arange(6, dtype=np.float32).reshape(2, 3),
     "optimizer/mean/dense/kernel": np.ones((2, 3), np.float32),
+    "optimizer/mean/block/conv.1/bias": np.array([1.5, -2.0], np.float64),
 }
 SPECS = {name: (a.shape, a.dtype) for name, a in ARRAYS.items()}
 
@@ -40,10 +43,34 @@ def test_what_was_saved_is_read_by_us_and_by_tensorflow(directory):
         np.testing.assert_array_equal(found[name], array)
         assert found[name].dtype == array.dtype
     assert tf.train.latest_checkpoint(directory) == f"{directory}/ckpt-3"
-    kernel = tf.Variable(tf.zeros([2, 3]))
-    checkpoint = tf.train.Checkpoint(model={"dense": {"kernel": kernel}})
-    checkpoint.read(f"{directory}/ckpt-3").expect_partial()
+    kernel, mean = tf.Variable(tf.zeros([2, 3])), tf.Variable(tf.zeros([2, 3]))
+    bias, step = (
+        tf.Variable([0.0, 0.0], dtype=tf.float64),
+        tf.Variable(0, dtype=tf.int64),
+    )
+    checkpoint = tf.train.Checkpoint(
+        step=step,
+        model={"dense": {"kernel": kernel}},
+        optimizer={
+            "mean": {"dense": {"kernel": mean}, "block": {"conv.1": {"bias": bias}}}
+        },
+    )
+    checkpoint.read(f"{directory}/ckpt-3").assert_consumed()
     np.testing.assert_array_equal(kernel, ARRAYS["model/dense/kernel"])
+    np.testing.assert_array_equal(mean, ARRAYS["optimizer/mean/dense/kernel"])
+    np.testing.assert_array_equal(bias, ARRAYS["optimizer/mean/block/conv.1/bias"])
+    assert step == 3
+    listed = {name for name, _ in tf.train.list_variables(f"{directory}/ckpt-3")}
+    assert "model/dense/kernel/.ATTRIBUTES/VARIABLE_VALUE" in listed
+
+
+def test_what_tensorflow_saved_is_read_by_us(tmp_path):
+    kernel = tf.Variable([[1.0, 2.0]])
+    checkpoint = tf.train.Checkpoint(model={"dense": {"kernel": kernel}})
+    checkpoint.write(f"{tmp_path}/ckpt-1")
+    found = checkpoints.read_step(str(tmp_path), 1)
+    assert found.keys() == {"model/dense/kernel"}
+    np.testing.assert_array_equal(found["model/dense/kernel"], [[1.0, 2.0]])
 
 
 def test_only_the_newest_are_kept_and_nothing_else_is_left(directory):
@@ -52,6 +79,24 @@ def test_only_the_newest_are_kept_and_nothing_else_is_left(directory):
     writer.close()
     assert list_checkpoints(directory) == [10, 3]
     assert len(os.listdir(directory)) == 2 * 2 + 1
+
+
+def test_paths_with_a_scheme_are_like_any_other(tmp_path):
+    directory = f"ram://{tmp_path.name}/checkpoints"
+    writer = CheckpointWriter()
+    for step in range(1, 6):
+        arrays = ARRAYS | {"step": np.array(step, np.int64)}
+        writer.save(arrays, directory=directory, step=step, max_to_keep=3)
+    writer.close()
+    assert list_checkpoints(directory) == [5, 4, 3]
+    assert len(tf.io.gfile.listdir(directory)) == 3 * 2 + 1
+    tf.io.gfile.remove(f"{directory}/ckpt-5.{DATA}")
+    assert find_start([directory], restore="auto", specs=SPECS)["step"] == 4
+    found = find_start([directory], restore=f"{directory}/ckpt-3", specs=SPECS)
+    assert found["step"] == 3
+    checkpoints.set_aside_later(directory, 3)
+    assert list_checkpoints(directory) == [3]
+    assert list_checkpoints(f"{directory}/later-than-3") == [5, 4]
 
 
 def truncate(path):
@@ -127,6 +172,30 @@ def test_link_to_outside_the_run_is_not_followed(directory, tmp_path_factory):
     assert find_start([directory], restore="auto", specs=SPECS)["step"] == 2
 
 
+@pytest.mark.parametrize("part", [DATA, INDEX])
+def test_one_linked_file_is_enough_not_to_be_believed(
+    part, directory, tmp_path_factory
+):
+    outside = tmp_path_factory.mktemp("outside") / "file"
+    os.rename(f"{directory}/ckpt-3.{part}", outside)
+    os.symlink(outside, f"{directory}/ckpt-3.{part}")
+    assert find_start([directory], restore="auto", specs=SPECS)["step"] == 2
+
+
+def test_names_that_are_no_checkpoints_are_passed_over(directory):
+    elsewhere = f"{directory}/ckpt-3"  # a folder, whose state file names another
+    os.mkdir(elsewhere)
+    with open(f"{elsewhere}/checkpoint", "w") as file:
+        file.write(f'model_checkpoint_path: "{directory}/ckpt-1"\n')
+    for name in (b"ckpt-\xff.index", b"ckpt-007.index", "ckpt-٩.index".encode()):
+        with open(os.path.join(os.fsencode(directory), name), "w"):
+            pass
+    assert list_checkpoints(directory) == [3, 2, 1]
+    assert find_start([directory], restore="auto", specs=SPECS)["step"] == 3
+    with pytest.raises(InputError, match="--restore: found '²', expected the path"):
+        find_start([directory], restore="²", specs=SPECS)
+
+
 def test_checkpoint_of_another_model_names_every_difference(directory):
     specs = {
         "step": ((), np.dtype(np.int64)),
@@ -199,13 +268,69 @@ def test_newest_of_both_directories_counts(directory, tmp_path):
 
 
 def test_failed_save_is_raised_and_the_old_checkpoint_stays(directory):
-    with open(f"{directory}/.writing-9", "w"):
-        pass  # a file where the save wants a folder
+    os.makedirs(f"{directory}/ckpt-9.index/in the way")
     writer = CheckpointWriter()
     writer.save(ARRAYS, directory=directory, step=9, max_to_keep=3)
-    with pytest.raises(RunError, match="ckpt-9 cannot be written"):
+    with pytest.raises(RunError, match=r"ckpt-9 cannot be written: .*[Dd]irectory"):
         writer.close()
+    assert not [name for name in os.listdir(directory) if name.startswith(".")]
     assert find_start([directory], restore="auto", specs=SPECS)["step"] == 3
+
+
+def test_full_disk_is_told_in_words(directory):
+    with file_size_limit(100):
+        writer = CheckpointWriter()
+        writer.save(ARRAYS, directory=directory, step=4, max_to_keep=3)
+        with pytest.raises(
+            RunError, match=r"/ckpt-4 cannot be written: /\S+; File too large; the ones"
+        ):
+            writer.close()
+    assert list_checkpoints(directory) == [3, 2, 1]
+    assert not [name for name in os.listdir(directory) if name.startswith(".")]
+
+
+def test_what_must_come_first_is_done_first_and_its_failure_ends_the_save(directory):
+    writer, listed = CheckpointWriter(), []
+    writer.save(
+        ARRAYS,
+        directory=directory,
+        step=4,
+        max_to_keep=9,
+        first=lambda: listed.extend(list_checkpoints(directory)),
+    )
+    writer.close()
+    assert listed == [3, 2, 1]
+
+    def fail():
+        raise RunError("no")
+
+    writer = CheckpointWriter()
+    writer.save(ARRAYS, directory=directory, step=5, max_to_keep=9, first=fail)
+    with pytest.raises(RunError, match="no"):
+        writer.close()
+    assert list_checkpoints(directory) == [4, 3, 2, 1]
+
+
+def test_checkpoint_is_on_the_disk_before_an_older_one_goes(directory, monkeypatch):
+    synced, sync = set(), os.fsync
+
+    def note_sync(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def note_remove(path):
+        if os.path.basename(path).startswith("ckpt-"):
+            needed = [directory, *(f"{directory}/ckpt-4.{p}" for p in (DATA, INDEX))]
+            assert {os.stat(path).st_ino for path in needed} <= synced
+        remove(path)
+
+    remove = checkpoints.remove
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(checkpoints, "remove", note_remove)
+    writer = CheckpointWriter()
+    writer.save(ARRAYS, directory=directory, step=4, max_to_keep=1)
+    writer.close()
+    assert list_checkpoints(directory) == [4]
 
 
 def save_without_end(directory):
@@ -241,9 +366,9 @@ def fork_and_kill(directory):
         # Read in a fork too: reading starts TensorFlow.
         reader = os.fork()
         if reader == 0:
-            checkpoints.remove_unfinished(directory)
+            remove_unfinished(directory, is_mine=True)
             found = find_start([directory], restore="auto", specs=specs)
-            step = list_checkpoints(directory)[0]
+            step = next(iter(list_checkpoints(directory)), 0)  # killed too early
             # At most the one whose files were between two renames is not whole.
             is_good = found is None or found["w"][0] in (step, step - 1)
             os._exit(0 if is_good and (found is not None or not steps) else 1)

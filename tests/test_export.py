@@ -131,7 +131,7 @@ def test_killed_export_leaves_no_version_and_the_next_one_clears_up(
     create_run(tmp_path / "run", data_dir=data_dir, steps=(5,))
     directory = tmp_path / "run" / "export"
     process = start_export(fork_server, f"--model_dir={tmp_path}/run")
-    staging = f".writing-5-{socket.gethostname()}-{process.pid}"
+    staging = f".writing-{socket.gethostname()}-{process.pid}"
     process.wait_for(directory / staging)
     process.kill(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

@@ -234,8 +234,8 @@ def test_what_does_not_compute_the_same_is_not_published(run, tmp_path, monkeypa
 
 def test_only_leftovers_of_dead_processes_are_removed(run, tmp_path):
     host = socket.gethostname()
-    living = [f".writing-5-{host}-{os.getppid()}", ".writing-5-elsewhere-1", "notes"]
-    dead = [f".writing-5-{host}-{2**22 + 1}", f".writing-5-{host}-{2**22 + 1}.old"]
+    living = [f".writing-{host}-{os.getppid()}", ".writing-elsewhere-1", "notes"]
+    dead = [f".writing-{host}-{2**22 + 1}", f".writing-{host}-{2**22 + 1}.old"]
     for name in living + dead:
         (tmp_path / name).mkdir()
     export(run, tmp_path, data=False)

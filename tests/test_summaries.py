@@ -3,7 +3,7 @@ import errno
 import json
 import os
 import random
-import resource
+import re
 import signal
 import socket
 import tempfile
@@ -13,14 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from full_disk import file_size_limit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator,
 )
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorflow import make_ndarray
 
-from mnist_dist import summaries
+from mnist_dist import durable_files
 from mnist_dist.errors import InputError, RunError
 from mnist_dist.summaries import RunLog
 
@@ -92,22 +95,18 @@ def contents(path):
     return {p: (p.read_bytes(), p.stat().st_ino) for p in files}
 
 
+def copy(remote, path):
+    """Copies a run to where TensorBoard and others find it."""
+    for folder, _, names in tf.io.gfile.walk(remote):
+        target = f"{path}{folder.removeprefix(remote)}"
+        tf.io.gfile.makedirs(target)
+        for name in names:
+            tf.io.gfile.copy(f"{folder}/{name}", f"{target}/{name}")
+
+
 def assert_same_log(found, expected):
     assert without_times(found) == without_times(expected)
     assert points(found) == points(expected)
-
-
-@contextlib.contextmanager
-def file_size_limit(num_bytes):
-    """Makes every write past a size fail, as one to a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 @pytest.fixture(scope="module")
@@ -194,20 +193,20 @@ def test_nothing_is_rewritten_where_nothing_is_stale(tmp_path):
 
 def test_rewritten_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     write_run(tmp_path, steps=range(1, 5))
-    synced, replaced, sync, replace = set(), [], os.fsync, os.replace
+    synced, replaced, sync, rename = set(), [], os.fsync, tf.io.gfile.rename
 
     def note_sync(descriptor):
         synced.add(os.fstat(descriptor).st_ino)
         sync(descriptor)
 
-    def note_replace(source, target):
+    def note_rename(source, target, overwrite):
         assert os.stat(source).st_ino in synced
         assert os.stat(source).st_size > 0
-        replace(source, target)
+        rename(source, target, overwrite)
         replaced.append(target)
 
     monkeypatch.setattr(os, "fsync", note_sync)
-    monkeypatch.setattr(os, "replace", note_replace)
+    monkeypatch.setattr(tf.io.gfile, "rename", note_rename)
     RunLog(str(tmp_path), resume_step=3).close()
     assert len(replaced) == 3
     assert synced >= {os.stat(os.path.dirname(path)).st_ino for path in replaced}
@@ -260,6 +259,35 @@ def test_reader_sees_each_point_as_soon_as_it_is_written(tmp_path):
         write(log, [step])
         assert without_times(tmp_path)[-1]["step"] == step
         assert points(tmp_path)["train", "loss"][-1][0] == step
+
+
+def test_each_point_is_one_write_whatever_its_length(tmp_path):
+    log = RunLog(str(tmp_path))
+
+    def num_writes():
+        return int(
+            re.search(r"syscw: (\d+)", Path("/proc/thread-self/io").read_text())[1]
+        )
+
+    before = num_writes()
+    log.write_text("settings", "long " * 5000)
+    assert num_writes() == before + 1
+    write(log, [1])
+    assert num_writes() == before + 3  # of the record, and of the event
+    log.close()
+
+
+def test_log_on_a_path_with_a_scheme_is_that_of_a_local_one(undisturbed, tmp_path):
+    path = f"ram://{tmp_path.name}/run"
+    write_run(path, steps=range(1, 7))
+    log = RunLog(path, resume_step=4)
+    assert log.has_eval(4)
+    assert not log.has_eval(6)
+    write(log, range(5, 9))
+    copy(path, tmp_path)  # while it is open: each point is there at once
+    assert_same_log(tmp_path, undisturbed)
+    log.close()
+    log.close()
 
 
 def test_flush_has_the_disk_keep_all_that_was_written(tmp_path, monkeypatch):
@@ -333,6 +361,30 @@ def test_event_file_with_a_flipped_bit_or_without_any_event_is_no_hindrance(
     assert [step for step, _ in points(tmp_path)["train", "loss"]] == [1, 2, 3]
 
 
+def test_files_that_are_no_event_files_are_no_hindrance(tmp_path, caplog):
+    write_run(tmp_path, steps=range(1, 7))
+    train = tmp_path / "train"
+    (train / "tfevents.dangling").symlink_to("nothing")
+    (train / "tfevents.folder").mkdir()
+    with tf.io.TFRecordWriter(str(train / "tfevents.records")) as writer:
+        writer.write(b"\xff not an event")
+    text = text_pb("settings", "x")
+    text.value[0].tensor.string_val[0] = b"\xff"
+    empty = text_pb("empty", np.array([], np.str_))
+    with tf.io.TFRecordWriter(str(train / "tfevents.texts")) as writer:
+        for summary in (text, empty):
+            writer.write(Event(step=1, summary=summary).SerializeToString())
+    write_run(tmp_path, steps=[], resume_step=6)
+    assert f"{train}/tfevents.records is damaged from byte 0" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_record_without_end_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b"[" * 100_000 + b"\n")
+    write_run(tmp_path, steps=[1])
+    assert [record["step"] for record in without_times(tmp_path)] == [1]
+
+
 def test_values_that_are_not_finite_stay_strict_json(tmp_path):
     log = RunLog(str(tmp_path))
     log.write_train(step=1, epoch=0.1, loss=float("nan"))
@@ -389,7 +441,7 @@ def test_full_disk_at_a_restart_costs_nothing(undisturbed, tmp_path, limit):
         RunLog(str(tmp_path), resume_step=4)
     after = contents(tmp_path)
     assert {path: after[path] for path in before} == before
-    assert not list(tmp_path.rglob(".writing"))
+    assert not list(tmp_path.rglob(".writing*"))
     write_run(tmp_path, steps=range(5, 9), resume_step=4)
     assert_same_log(tmp_path, undisturbed)
 
@@ -405,7 +457,11 @@ def test_sync_that_fails_is_an_error(tmp_path, monkeypatch):
         patch.setattr(os, "fsync", fail)
         with pytest.raises(RunError, match=r"metrics.jsonl cannot .*: Disk quota"):
             log.flush()
-    log.close()
+        with pytest.raises(RunError, match="Disk quota"):
+            log.close()
+    assert all(
+        file._file.closed for file in (log._metrics_file, *log._event_files.values())
+    )
 
 
 class Killed(BaseException):
@@ -415,17 +471,19 @@ class Killed(BaseException):
 @contextlib.contextmanager
 def killed_at_change(number):
     """Ends the process, so to speak, before its n-th change of names on the disk."""
-    count = 0
+    count, rename = 0, tf.io.gfile.rename
 
-    def replace(source, target):
+    def count_and_rename(source, target, overwrite):
         nonlocal count
         count += 1
         if count == number:
             raise Killed
-        os.rename(source, target)
+        rename(source, target, overwrite)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
-        patch.setattr(summaries.os, "replace", replace)
+        patch.setattr(tf.io.gfile, "rename", count_and_rename)
+        # Nor is what it leaves removed.
+        patch.setattr(durable_files, "remove", lambda path: None)
         yield
 
 
@@ -477,7 +535,7 @@ def test_any_sequence_of_kills_and_resumes_equals_an_undisturbed_run(
         log.close()
         assert_same_log(path, undisturbed)
         assert texts(path) == [(1, "same")]
-        assert not list(path.rglob(".writing"))
+        assert not list(path.rglob(".writing*"))
 
 
 def test_nothing_is_lost_or_double_after_sigkill_at_any_moment(tmp_path):
