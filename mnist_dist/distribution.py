@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from mnist_dist.cluster import Cluster
 from mnist_dist.errors import InputError, PeerError
-from mnist_dist.exit_timer import exits_unless_done_within
-from mnist_dist.peers import meet_peers
+from mnist_dist.workers.cluster import Cluster
+from mnist_dist.workers.exit_timer import exits_unless_done_within
+from mnist_dist.workers.peers import meet_peers
 
 # TensorFlow listens on all interfaces, whatever address it is given.
 PORT_WARNING = (
@@ -280,7 +280,7 @@ def _has_peers(strategy: tf.distribute.Strategy) -> bool:
 def _from_chief(strategy: tf.distribute.Strategy, words: np.ndarray) -> np.ndarray:
     """Returns the chief's int64 words on every worker, when all have called it."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def send(words: tf.Tensor) -> tf.Tensor:
         def share() -> tf.Tensor:
             replica = tf.distribute.get_replica_context()

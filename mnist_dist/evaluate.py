@@ -25,15 +25,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from mnist_dist import classification_report, program
-from mnist_dist.classification_report import ClassificationReport
+from mnist_dist import program
 from mnist_dist.errors import InputError
+from mnist_dist.evaluations import classification_report
+from mnist_dist.evaluations.classification_report import ClassificationReport
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from mnist_dist.checkpoint_watch import NewCheckpoint
     from mnist_dist.data import Split
+    from mnist_dist.evaluations.checkpoint_watch import NewCheckpoint
     from mnist_dist.trained_model import RunConfig, TrainedModel
 
 _ENUM, _INT = flags.DEFINE_enum, flags.DEFINE_integer
@@ -153,8 +154,8 @@ def _create_model(
 
 
 def _load_saved_model(directory: str) -> _Model:
-    from mnist_dist.classifier import find_saved_model, load_classifier
-    from mnist_dist.model_card import load_model_card
+    from mnist_dist.exports.model_card import load_model_card
+    from mnist_dist.predictions.classifier import find_saved_model, load_classifier
 
     path = find_saved_model(directory)
     card = load_model_card(path) or {}
@@ -267,7 +268,7 @@ def _save_summaries(
     ensemble: ClassificationReport | None,
     split: "Split",
 ) -> None:
-    from mnist_dist.evaluation_records import save_summaries
+    from mnist_dist.evaluations.evaluation_records import save_summaries
 
     def save(directory: str, step: int, report: ClassificationReport) -> None:
         save_summaries(directory, step, report, images=split.images)
@@ -282,7 +283,7 @@ def _save_summaries(
 
 def _watch(strategy: "tf.distribute.Strategy") -> int:
     """Evaluates each checkpoint of a run once; returns the exit code."""
-    from mnist_dist.checkpoint_watch import follow_checkpoints
+    from mnist_dist.evaluations.checkpoint_watch import follow_checkpoints
     from mnist_dist.preemption import StopRequest
 
     directory = FLAGS.summary_dir or os.path.join(FLAGS.model_dir, "eval_watch")
@@ -319,7 +320,8 @@ class _Watcher:
 
     def visit(self, found: "NewCheckpoint") -> None:
         """Evaluates a checkpoint, unless that is already on record."""
-        from mnist_dist import evaluation_records, trained_model
+        from mnist_dist import trained_model
+        from mnist_dist.evaluations import evaluation_records
 
         evaluated = {
             "written": found.written,

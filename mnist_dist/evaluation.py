@@ -144,7 +144,7 @@ def create_logits_function(
     def replica_logits(images: tf.Tensor) -> tf.Tensor:
         return tf.cast(state.model(normalize(images), training=False), tf.float32)
 
-    @tf.function
+    @tf.function(autograph=False)
     def logits_of(images: tf.Tensor) -> tf.Tensor:
         return strategy.run(replica_logits, args=(images,))
 

@@ -52,8 +52,8 @@ def main(argv: Sequence[str]) -> int:
 
         from mnist_dist import run_directory
         from mnist_dist.evaluation import load_split
-        from mnist_dist.model_files import export_file
-        from mnist_dist.saved_model import export_saved_model, list_versions
+        from mnist_dist.exports.model_files import export_file
+        from mnist_dist.exports.saved_model import export_saved_model, list_versions
         from mnist_dist.trained_model import load_trained_model
 
     # A training may need all of the GPUs' memory meanwhile.

@@ -25,8 +25,8 @@ from absl import flags
 
 from mnist_dist import program
 from mnist_dist.errors import InputError
-from mnist_dist.host_rendezvous import agree_with_hosts
-from mnist_dist.worker_group import StopSignals, run_workers, say
+from mnist_dist.workers.host_rendezvous import agree_with_hosts
+from mnist_dist.workers.worker_group import StopSignals, run_workers, say
 
 NUM_WORKERS = flags.DEFINE_integer(
     "num_workers", 2, "Workers on this host.", lower_bound=1, upper_bound=256

@@ -25,10 +25,14 @@ from collections.abc import Sequence
 from absl import flags
 
 from mnist_dist import program
-from mnist_dist.digit_images import PREPROCESS, fit_images
 from mnist_dist.errors import InputError, RunError
-from mnist_dist.image_files import find_files, read_batches
-from mnist_dist.prediction_formats import FORMATS, format_header, format_predictions
+from mnist_dist.predictions.digit_images import PREPROCESS, fit_images
+from mnist_dist.predictions.image_files import find_files, read_batches
+from mnist_dist.predictions.prediction_formats import (
+    FORMATS,
+    format_header,
+    format_predictions,
+)
 
 _string, _enum = flags.DEFINE_string, flags.DEFINE_enum
 
@@ -62,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     # TensorFlow takes seconds to import: not before the flags are known to be good.
     with program.quiet_imports():
         from mnist_dist import run_directory
-        from mnist_dist.classifier import (
+        from mnist_dist.predictions.classifier import (
             find_saved_model,
             load_classifier,
             select_best,

@@ -9,6 +9,7 @@ import tensorflow as tf
 from mnist_dist import checkpoints
 from mnist_dist.data.reading import quoted
 from mnist_dist.errors import InputError
+from mnist_dist.exports.saved_model import list_versions
 from mnist_dist.run_directory import (
     best_dir,
     checkpoint_dir,
@@ -16,7 +17,6 @@ from mnist_dist.run_directory import (
     export_dir,
     open_for_writing,
 )
-from mnist_dist.saved_model import list_versions
 
 _KEEP_ALL = 1 << 30
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import keras
 
-from mnist_dist import checkpoints, run_directory, transplant
+from mnist_dist import checkpoints, run_directory
+from mnist_dist.layers import transplant
 
 
 def find_start(

@@ -77,7 +77,9 @@ def create_train_loop(
     # XLA cannot compile an all-reduce between logical devices, only what is around.
     compile_loop = use_xla and num_replicas == 1
     compile_half = (
-        tf.function(jit_compile=True) if use_xla and num_replicas > 1 else _as_it_is
+        tf.function(jit_compile=True, autograph=False)
+        if use_xla and num_replicas > 1
+        else _as_it_is
     )
 
     @compile_half
@@ -221,7 +223,8 @@ def create_train_loop(
             state.loss_scale.assign(_next_loss_scale(state.loss_scale, is_finite))
         return agreed
 
-    @tf.function(jit_compile=compile_loop)
+    # Without AutoGraph, as in Keras's own `fit`: it takes seconds to read the code.
+    @tf.function(jit_compile=compile_loop, autograph=False)
     def train_loop(
         images: tf.Tensor,
         labels: tf.Tensor,
@@ -229,14 +232,15 @@ def create_train_loop(
         num_steps: tf.Tensor,
         wishes: tf.Tensor,
     ) -> tf.Tensor:
-        # Not `for row in tf.range`: XLA would compile anew for each number of steps.
-        row, agreed = tf.constant(0), wishes
-        while row < num_steps:
-            per_replica = strategy.run(
+        def step(row: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            agreed = strategy.run(
                 replica_step, args=(images, labels, indices[row], wishes)
             )
-            agreed = strategy.experimental_local_results(per_replica)[0]
-            row += 1
+            return row + 1, strategy.experimental_local_results(agreed)[0]
+
+        _, agreed = tf.while_loop(
+            lambda row, _: row < num_steps, step, [tf.constant(0), wishes]
+        )
         return agreed
 
     return train_loop
@@ -260,8 +264,8 @@ def create_evaluate_loop(
         replica = tf.distribute.get_replica_context()
         mine = indices[:, tf.cast(replica.replica_id_in_sync_group, tf.int32)]
         weights = [tf.identity(v) for v in state.inference_weights()]
-        total = tf.zeros([3], tf.float64)
-        for row in tf.range(tf.shape(mine)[0]):
+
+        def add_row(row: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             index = mine[row]
             is_example = index >= 0
             index = tf.maximum(index, 0)
@@ -276,10 +280,19 @@ def create_evaluate_loop(
                 tf.cast(is_correct & is_example, tf.float32),
                 tf.cast(is_example, tf.float32),
             ]
-            total += tf.cast(tf.reduce_sum(tf.stack(columns), axis=1), tf.float64)
+            sums = tf.reduce_sum(tf.stack(columns), axis=1)
+            return row + 1, total + tf.cast(sums, tf.float64)
+
+        _, total = tf.while_loop(
+            lambda row, _: row < tf.shape(mine)[0],
+            add_row,
+            [tf.constant(0), tf.zeros([3], tf.float64)],
+        )
         return total
 
-    @tf.function(jit_compile=use_xla and strategy.num_replicas_in_sync == 1)
+    @tf.function(
+        jit_compile=use_xla and strategy.num_replicas_in_sync == 1, autograph=False
+    )
     def evaluate_loop(
         images: tf.Tensor, labels: tf.Tensor, indices: tf.Tensor
     ) -> dict[str, tf.Tensor]:
@@ -360,7 +373,7 @@ def should_compile(
         return choice == "on"
     if device_type(strategy) != "CPU":
         return True
-    forward = tf.function(lambda images: model(images, training=False))
+    forward = tf.function(lambda images: model(images, training=False), autograph=False)
     shape = (1, *model.input_shape[1:])
     graph = forward.get_concrete_function(tf.TensorSpec(shape, tf.float32)).graph
     return not any(

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mnist_dist import program, train_flags
-from mnist_dist.cluster import Cluster, find_cluster
 from mnist_dist.preemption import StopRequest
 from mnist_dist.train_flags import FLAGS, pick
+from mnist_dist.workers.cluster import Cluster, find_cluster
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,10 +65,10 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
             report,
             run_directory,
             run_start,
-            saved_model,
             steps,
             trained_model,
         )
+        from mnist_dist.exports import saved_model
         from mnist_dist.train_state import TrainState
         from mnist_dist.training import TrainingRun
 

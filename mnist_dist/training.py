@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from mnist_dist import checkpoints
 from mnist_dist.checkpoints import CheckpointWriter
-from mnist_dist.cluster import Cluster
 from mnist_dist.data import Dataset, ExampleStream
 from mnist_dist.device_data import DeviceSplit, fits_on_device
 from mnist_dist.distribution import broadcast_from_chief
@@ -24,6 +23,7 @@ from mnist_dist.run_plan import RunPlan
 from mnist_dist.steps import EvaluateLoop, TrainLoop
 from mnist_dist.summaries import RunLog
 from mnist_dist.train_state import TrainState
+from mnist_dist.workers.cluster import Cluster
 
 SECONDS_PER_CALL = 0.5  # long enough to hide Python, short enough to stop soon
 MAX_INDICES = 1 << 20  # of one call

@@ -31,7 +31,7 @@ from mnist_dist.errors import InputError
 
 if TYPE_CHECKING:
     from mnist_dist.checkpoints import Arrays
-    from mnist_dist.weight_sources import Weights
+    from mnist_dist.layers.weight_sources import Weights
 
 # Of a list given twice absl would keep the last, in silence.
 _names = functools.partial(
@@ -57,8 +57,6 @@ def main(argv: Sequence[str]) -> int:
     with program.quiet_imports():
         import tensorflow as tf
 
-        import mnist_dist.run_checkpoints
-        import mnist_dist.transplant  # noqa: F401
     # A training may need all of the GPUs' memory meanwhile.
     tf.config.set_visible_devices([], "GPU")
     action.run()
@@ -68,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
 def _list() -> None:
     import numpy as np
 
-    from mnist_dist.layer_weights import layer_of
+    from mnist_dist.layers.layer_weights import layer_of
 
     weights = _load("from")
     rows = [
@@ -92,7 +90,7 @@ def _save() -> None:
 
 def _transplant() -> None:
     if FLAGS.output:
-        from mnist_dist.transplant import rename_layers
+        from mnist_dist.layers.transplant import rename_layers
 
         weights = _load("from")
         pairs = _layer_map() or [(layer, layer) for layer in _layers_of(weights)]
@@ -107,7 +105,8 @@ def _load_into_run() -> None:
 
 
 def _put_into_run(pairs: list[tuple[str, str]]) -> None:
-    from mnist_dist import run_checkpoints, transplant
+    from mnist_dist import run_checkpoints
+    from mnist_dist.layers import transplant
     from mnist_dist.run_directory import checkpoint_dir, open_for_writing
     from mnist_dist.trained_model import read_checkpoint
 
@@ -138,7 +137,7 @@ def _put_into_run(pairs: list[tuple[str, str]]) -> None:
 
 
 def _diff() -> None:
-    from mnist_dist.layer_differences import diff_layers
+    from mnist_dist.layers.layer_differences import diff_layers
 
     first, second = _load("from"), _load("to")
     rows = [row._asdict() for row in diff_layers(first, second)]
@@ -242,7 +241,7 @@ def _layers() -> list[str]:
 
 
 def _load(flag: str) -> "Weights":
-    from mnist_dist.weight_sources import load_weights
+    from mnist_dist.layers.weight_sources import load_weights
 
     try:
         return load_weights(
@@ -256,7 +255,7 @@ def _load(flag: str) -> "Weights":
 
 
 def _selected(weights: "Weights") -> "Arrays":
-    from mnist_dist.layer_weights import select_layers
+    from mnist_dist.layers.layer_weights import select_layers
 
     if not _layers():
         return weights.arrays
@@ -264,7 +263,7 @@ def _selected(weights: "Weights") -> "Arrays":
 
 
 def _layers_of(weights: "Weights") -> list[str]:
-    from mnist_dist.layer_weights import layer_of
+    from mnist_dist.layers.layer_weights import layer_of
 
     return list(dict.fromkeys(map(layer_of, weights.arrays)))
 
@@ -272,7 +271,7 @@ def _layers_of(weights: "Weights") -> list[str]:
 def _save_file(
     source: str, arrays: "Arrays", pairs: Sequence[tuple[str, str]] = ()
 ) -> None:
-    from mnist_dist.layer_files import save_folder, save_npz
+    from mnist_dist.layers.layer_files import save_folder, save_npz
 
     if FLAGS.output.endswith(".npz"):
         save_npz(arrays, FLAGS.output)

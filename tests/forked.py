@@ -103,7 +103,7 @@ class ForkServer:
 def import_everything() -> None:
     """Imports all that `train` needs, and runs nothing."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    import mnist_dist.saved_model
+    import mnist_dist.exports.saved_model
     import mnist_dist.training  # noqa: F401
 
 

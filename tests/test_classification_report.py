@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnist_dist.classification_report import (
+from mnist_dist.evaluations.classification_report import (
     MAX_CONFUSION_CLASSES,
     create_classification_report,
     format_report,

@@ -10,8 +10,12 @@ import pytest
 import tensorflow as tf
 from run_factory import export_untrained
 
-from mnist_dist.classifier import find_saved_model, load_classifier, select_best
 from mnist_dist.errors import InputError
+from mnist_dist.predictions.classifier import (
+    find_saved_model,
+    load_classifier,
+    select_best,
+)
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import stat
 
 import pytest
 
-from mnist_dist.cluster import Cluster, find_cluster
 from mnist_dist.errors import InputError
+from mnist_dist.workers.cluster import Cluster, find_cluster
 
 
 def tf_config(cluster, task_type="worker", index=0):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from mnist_dist.digit_images import fit_images, to_mnist_form
 from mnist_dist.errors import InputError
+from mnist_dist.predictions.digit_images import fit_images, to_mnist_form
 
 MNIST_SHAPE = (28, 28, 1)
 

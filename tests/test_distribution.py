@@ -2,9 +2,9 @@
 
 import pytest
 
-from mnist_dist.cluster import Cluster
 from mnist_dist.distribution import check_all_reduce, share_of_host
 from mnist_dist.errors import InputError
+from mnist_dist.workers.cluster import Cluster
 
 HOSTS = ("a:1", "b:1", "a:2", "a:3")
 

@@ -6,7 +6,7 @@ import time
 def test_process_that_holds_the_interpreter_is_ended_in_time():
     code = (
         "import re\n"
-        "from mnist_dist.exit_timer import exits_unless_done_within as limit\n"
+        "from mnist_dist.workers.exit_timer import exits_unless_done_within as limit\n"
         "with limit(0.2, code=3): pass\n"
         "with limit(0.5, code=143): re.match('(a+)+$', 'a' * 50 + 'b')\n"
     )

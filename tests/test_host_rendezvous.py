@@ -5,7 +5,7 @@ import time
 import pytest
 
 from mnist_dist.errors import PeerError
-from mnist_dist.host_rendezvous import agree_with_hosts
+from mnist_dist.workers.host_rendezvous import agree_with_hosts
 
 
 def free_port():

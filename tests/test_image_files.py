@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mnist_dist import pictures
 from mnist_dist.errors import InputError
-from mnist_dist.image_files import Batch, find_files, read_batches
+from mnist_dist.predictions import pictures
+from mnist_dist.predictions.image_files import Batch, find_files, read_batches
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 30), dtype=np.uint8)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mnist_dist.layer_differences import diff_layers
-from mnist_dist.weight_sources import Weights
+from mnist_dist.layers.layer_differences import diff_layers
+from mnist_dist.layers.weight_sources import Weights
 
 
 def test_differences_are_those_numpy_finds():

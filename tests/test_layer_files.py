@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mnist_dist.errors import InputError
-from mnist_dist.layer_files import load_folder, load_npz, save_folder, save_npz
-from mnist_dist.weight_sources import load_weights
+from mnist_dist.layers.layer_files import load_folder, load_npz, save_folder, save_npz
+from mnist_dist.layers.weight_sources import load_weights
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

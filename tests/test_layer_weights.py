@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from mnist_dist.errors import InputError
-from mnist_dist.layer_files import save_npz
-from mnist_dist.layer_weights import load_layer, set_layer
+from mnist_dist.layers.layer_files import save_npz
+from mnist_dist.layers.layer_weights import load_layer, set_layer
 
 KERNEL = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mnist_dist.checkpoints import list_checkpoints, load_arrays
-from mnist_dist.evaluation_records import load_record
+from mnist_dist.evaluations.evaluation_records import load_record
 
 PEER_TIMEOUT = 2
 FORKING_LAUNCHER = str(pathlib.Path(__file__).with_name("forking_launcher.py"))
@@ -181,7 +181,7 @@ def test_signal_to_one_worker_stops_all_at_one_step(rank, number, start, tmp_pat
 # of its own in the place of ours.
 SIGNALLED_WHILE_CONNECTING = """
 import contextlib, os, runpy, signal, sys
-from mnist_dist import exit_timer
+from mnist_dist.workers import exit_timer
 limit = exit_timer.exits_unless_done_within
 @contextlib.contextmanager
 def limit_and_signal(seconds, *, code):

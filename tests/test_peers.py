@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from mnist_dist.cluster import Cluster
 from mnist_dist.errors import InputError, PeerError
-from mnist_dist.peers import meet_peers
+from mnist_dist.workers.cluster import Cluster
+from mnist_dist.workers.peers import meet_peers
 
 
 def free_addresses(count):

@@ -16,7 +16,7 @@ import tensorflow as tf
 from PIL import Image
 from run_factory import export_untrained
 
-from mnist_dist.prediction_formats import draw_image
+from mnist_dist.predictions.prediction_formats import draw_image
 
 NUM_FILES = 1000
 

@@ -9,8 +9,8 @@ import json
 import numpy as np
 import pytest
 
-from mnist_dist.image_files import Batch
-from mnist_dist.prediction_formats import (
+from mnist_dist.predictions.image_files import Batch
+from mnist_dist.predictions.prediction_formats import (
     draw_image,
     format_header,
     format_predictions,

@@ -14,9 +14,9 @@ STEPS = 60
 LIVE = """
 import runpy, sys
 import numpy as np
-from mnist_dist import saved_model
+from mnist_dist.exports import saved_model
 from mnist_dist.data import load_dataset
-from mnist_dist.verification import inference_logits
+from mnist_dist.exports.verification import inference_logits
 answers, export = sys.argv.pop(1), saved_model.export_saved_model
 def classify_and_export(state, *args, **kwargs):
     logits = inference_logits(state, load_dataset().test.images)

@@ -18,7 +18,7 @@ for FLAGS.train_steps in (20, 40):
     assert train.main(["train"]) == 0
 
 import tensorflow as tf
-from mnist_dist.model_card import load_model_card
+from mnist_dist.exports.model_card import load_model_card
 from mnist_dist.run_checkpoints import list_run_checkpoints
 from mnist_dist.run_directory import load_config
 

@@ -14,11 +14,11 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from run_factory import create_run, save_data_set
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
-from mnist_dist import saved_model
 from mnist_dist.data import load_dataset
 from mnist_dist.errors import InputError, RunError
-from mnist_dist.model_card import load_model_card
-from mnist_dist.saved_model import export_saved_model
+from mnist_dist.exports import saved_model
+from mnist_dist.exports.model_card import load_model_card
+from mnist_dist.exports.saved_model import export_saved_model
 from mnist_dist.trained_model import load_trained_model
 
 SHAPE, NUM_CLASSES = (6, 5, 3), 4

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mnist_dist.errors import InputError
-from mnist_dist.transplant import fit_layers, replace_weights
-from mnist_dist.weight_sources import Weights
+from mnist_dist.layers.transplant import fit_layers, replace_weights
+from mnist_dist.layers.weight_sources import Weights
 
 
 def test_layers_go_whole_or_not_at_all_and_every_one_is_accounted_for():

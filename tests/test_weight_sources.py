@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from mnist_dist.errors import InputError
+from mnist_dist.layers.weight_sources import load_weights
 from mnist_dist.train_state import weight_path
-from mnist_dist.weight_sources import load_weights
 
 
 def create_model(name="mine", hidden="hidden"):

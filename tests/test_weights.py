@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 from mnist_dist.checkpoints import list_checkpoints, load_arrays
-from mnist_dist.layer_weights import load_layer, set_layer
+from mnist_dist.layers.layer_weights import load_layer, set_layer
+from mnist_dist.layers.weight_sources import load_weights
 from mnist_dist.run_directory import open_for_writing
-from mnist_dist.weight_sources import load_weights
 
 MINE = """
 import keras

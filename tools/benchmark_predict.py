@@ -28,8 +28,8 @@ with program.quiet_imports():
     from PIL import Image
 
     from mnist_dist.data import load_dataset
+    from mnist_dist.exports.saved_model import create_serving_module
     from mnist_dist.models import create_model
-    from mnist_dist.saved_model import create_serving_module
     from mnist_dist.train_state import TrainState
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)

@@ -25,7 +25,6 @@ with program.quiet_imports():
     import tensorflow as tf
 
     from mnist_dist.checkpoints import list_checkpoints
-    from mnist_dist.cluster import find_cluster
     from mnist_dist.data import Dataset, load_dataset
     from mnist_dist.models import create_model
     from mnist_dist.optimizers import create_schedule, create_update_rule
@@ -39,6 +38,7 @@ with program.quiet_imports():
     )
     from mnist_dist.train_state import TrainState
     from mnist_dist.training import TrainingRun
+    from mnist_dist.workers.cluster import find_cluster
 
 ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of each.", lower_bound=2)
 SEED = 1

@@ -35,12 +35,12 @@ def time_ours() -> dict[str, float]:
     with program.quiet_imports():
         import tensorflow as tf
 
-        from mnist_dist.cluster import Cluster
         from mnist_dist.distribution import create_strategy
         from mnist_dist.models import create_model
         from mnist_dist.optimizers import create_schedule, create_update_rule
         from mnist_dist.steps import create_train_loop, cross_entropy
         from mnist_dist.train_state import TrainState
+        from mnist_dist.workers.cluster import Cluster
     dataset = load_dataset()
     strategy = create_strategy(
         cluster=Cluster("benchmark", tuple(ADDRESSES.value), RANK.value)

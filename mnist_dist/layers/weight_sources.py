@@ -19,14 +19,14 @@ from mnist_dist import checkpoints
 from mnist_dist.checkpoints import Arrays
 from mnist_dist.data.reading import max_unpacked_bytes, open_file, quoted
 from mnist_dist.errors import InputError
-from mnist_dist.layer_files import (
+from mnist_dist.exports.saved_model import list_versions
+from mnist_dist.layers.layer_files import (
     MAX_WEIGHTS_RATIO,
     check_name,
     load_folder,
     load_npz,
 )
 from mnist_dist.run_directory import checkpoint_dirs
-from mnist_dist.saved_model import list_versions
 from mnist_dist.train_state import weight_path
 from mnist_dist.trained_model import read_checkpoint, weights_source
 

@@ -7,8 +7,8 @@ import socket
 import time
 from collections.abc import Callable
 
-from mnist_dist.cluster import split_address
 from mnist_dist.errors import PeerError
+from mnist_dist.workers.cluster import split_address
 
 _MESSAGE_SECONDS = 5.0  # that a launcher may take to send its line
 

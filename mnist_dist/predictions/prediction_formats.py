@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from mnist_dist.image_files import Batch
+from mnist_dist.predictions.image_files import Batch
 
 FORMATS = ("table", "json", "csv")
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnist_dist.layer_weights import describe_misfit, layer_of
-from mnist_dist.weight_sources import Weights
+from mnist_dist.layers.layer_weights import describe_misfit, layer_of
+from mnist_dist.layers.weight_sources import Weights
 
 
 class LayerDifference(NamedTuple):

@@ -9,21 +9,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist import model_card
 from mnist_dist.data import Split
 from mnist_dist.durable_files import list_names
 from mnist_dist.errors import InputError
-from mnist_dist.staging import exporting, prepare_directory
-from mnist_dist.steps import normalize
-from mnist_dist.train_state import TrainState, weight_path
-from mnist_dist.trained_model import RunConfig
-from mnist_dist.verification import (
+from mnist_dist.exports import model_card
+from mnist_dist.exports.staging import exporting, prepare_directory
+from mnist_dist.exports.verification import (
     check_logits,
     evaluate_export,
     inference_logits,
     noise_images,
 )
-from mnist_dist.warmup_requests import save_warmup_requests
+from mnist_dist.exports.warmup_requests import save_warmup_requests
+from mnist_dist.steps import normalize
+from mnist_dist.train_state import TrainState, weight_path
+from mnist_dist.trained_model import RunConfig
 
 SIGNATURES = ("serving_default", "serving_float", "serving_png")
 
@@ -152,7 +152,7 @@ def create_serving_module(
 
     def signature(function: Callable, dtype: tf.DType, *shape: int) -> Callable:
         spec = tf.TensorSpec([None, *shape], dtype, name="images")
-        return tf.function(function, input_signature=[spec])
+        return tf.function(function, input_signature=[spec], autograph=False)
 
     module = tf.Module()
     module.model = _nest({weight_path(model, k): v for k, v in mapping})

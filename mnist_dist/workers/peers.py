@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
-from mnist_dist.cluster import Cluster, split_address
 from mnist_dist.errors import InputError, PeerError
+from mnist_dist.workers.cluster import Cluster, split_address
 
 _MAX_MESSAGE = 1 << 20  # bytes a peer may send
 _PORT_PATIENCE = 5.0  # seconds a port may take to be free after a restart

@@ -8,21 +8,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist import model_card
 from mnist_dist.data import Split
 from mnist_dist.errors import InputError
 from mnist_dist.evaluation import LogitsFunction
-from mnist_dist.saved_model import Export, create_serving_module
-from mnist_dist.staging import exporting, prepare_directory
-from mnist_dist.steps import normalize
-from mnist_dist.train_state import TrainState
-from mnist_dist.trained_model import RunConfig
-from mnist_dist.verification import (
+from mnist_dist.exports import model_card
+from mnist_dist.exports.saved_model import Export, create_serving_module
+from mnist_dist.exports.staging import exporting, prepare_directory
+from mnist_dist.exports.verification import (
     check_logits,
     evaluate_export,
     inference_logits,
     noise_images,
 )
+from mnist_dist.steps import normalize
+from mnist_dist.train_state import TrainState
+from mnist_dist.trained_model import RunConfig
 
 _NUM_VERIFIED_IMAGES = 64
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist.classification_report import (
+from mnist_dist.durable_files import list_names, naming, replacing
+from mnist_dist.evaluations.classification_report import (
     ClassificationReport,
     format_report,
     surest_mistakes,
 )
-from mnist_dist.durable_files import list_names, naming, replacing
 
 _GRID = 6  # mistakes shown, a row and a column
 _CELL_PIXELS = 24  # of a confusion matrix, which TensorBoard would blur

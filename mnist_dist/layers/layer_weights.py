@@ -1,6 +1,6 @@
 """One layer's weights: out of anything that holds a model, into a layer of one's own.
 
-from mnist_dist.layer_weights import load_layer, set_layer
+from mnist_dist.layers.layer_weights import load_layer, set_layer
 dense = tf.keras.layers.Dense(128, activation="relu"); dense.build([None, 784])
 set_layer(dense, load_layer("runs/mlp", "dense_layer_1"))
 """
@@ -12,8 +12,8 @@ import numpy as np
 
 from mnist_dist.checkpoints import Arrays, Specs
 from mnist_dist.errors import InputError
-from mnist_dist.layer_files import check_layer
-from mnist_dist.weight_sources import load_weights
+from mnist_dist.layers.layer_files import check_layer
+from mnist_dist.layers.weight_sources import load_weights
 
 
 def load_layer(

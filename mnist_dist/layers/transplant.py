@@ -8,15 +8,15 @@ import numpy as np
 
 from mnist_dist.checkpoints import Arrays, Specs
 from mnist_dist.errors import InputError
-from mnist_dist.layer_files import check_layer
-from mnist_dist.layer_weights import (
+from mnist_dist.layers.layer_files import check_layer
+from mnist_dist.layers.layer_weights import (
     describe_misfit,
     describe_spec,
     layer_of,
     select_layers,
 )
+from mnist_dist.layers.weight_sources import Weights, load_weights
 from mnist_dist.train_state import weight_path
-from mnist_dist.weight_sources import Weights, load_weights
 
 LayerMap = Sequence[tuple[str, str]]  # pairs of a layer's name here and there
 

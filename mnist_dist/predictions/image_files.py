@@ -23,11 +23,11 @@ from typing import IO
 
 import numpy as np
 
-from mnist_dist import pictures
 from mnist_dist.data.idx import read_idx_header
 from mnist_dist.data.npy import read_npy_header
 from mnist_dist.data.reading import ByteStream, open_file, quoted
 from mnist_dist.errors import InputError
+from mnist_dist.predictions import pictures
 
 STANDARD_INPUT = "-"
 
