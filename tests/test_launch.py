@@ -259,7 +259,10 @@ while True: time.sleep(0.01)
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_whatever_ends_the_launcher_leaves_no_orphans(start, number):
+    # Where the tests run under nohup, children would ignore SIGHUP too.
+    as_it_was = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     process = start(STUBBORN)
+    signal.signal(signal.SIGHUP, as_it_was)
     wait_for(lambda: len(list(start.folder.iterdir())) == 4)
     time.sleep(0.1)
     pids = [s["pid"] for s in starts(start.folder).values()]
