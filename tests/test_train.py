@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -423,6 +424,29 @@ def test_replicas_give_the_loss_curve_of_one(
     for a, b in zip(found, expected, strict=True):
         assert a["step"] == b["step"]
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-3)
+
+
+def test_run_of_an_earlier_version_goes_on(run_train, tmp_path):
+    golden = Path(__file__).parent / "golden"
+    shutil.copytree(golden / "run", tmp_path / "run")
+    flags = ["--model=mlp", "--global_batch_size=4", "--dtype=float16"]
+    flags += ["--optimizer=adamw", "--ema_decay=0.9", "--lr_schedule=constant"]
+    result = run_train(
+        f"--model_dir={tmp_path}/run",
+        f"--data_dir={golden}/data",
+        *flags,
+        "--train_steps=4",
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    arrays = final_arrays(tmp_path / "run")
+    assert arrays["step"] == 4
+    # One more step from where it was: Adam's own bound on how far a weight moves.
+    before = final_arrays(golden / "run")
+    for name in before:
+        if name.startswith("model/"):
+            moved = np.max(np.abs(arrays[name] - before[name]))
+            assert 0 < moved < 3 * 0.002, name
+    assert [r["step"] for r in records(tmp_path / "run")] == [1, 2, 3, 3, 4, 4]
 
 
 def test_target_accuracy_ends_the_run_at_the_first_evaluation_with_it(train, tmp_path):
