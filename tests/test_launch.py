@@ -39,7 +39,8 @@ def start(tmp_path):
         worker.write_text(PRELUDE + textwrap.dedent(text))
         arguments = {"num_workers": 2, "max_restarts": 0} | options
         code = (
-            "import sys; from mnist_dist import launch, worker_group\n"
+            "import sys\nfrom mnist_dist import launch\n"
+            "from mnist_dist.workers import worker_group\n"
             "launch.FIRST_DELAY = 0.05\n"
             f"worker_group.STOP_SECONDS = {stop_seconds}\n"
             "worker_group.ORPHAN_SECONDS = 1.0\n"
