@@ -257,7 +257,7 @@ def load_step(directory: str, step: int, *, specs: Specs) -> Arrays:
     """Loads one step's checkpoint and checks that it is what the run needs.
 
     Raises:
-      InputError: names or shapes differ from `specs`.
+      InputError: names, shapes or dtypes differ from `specs`.
       ValueError, tf.errors.OpError, IndexError: as `read_step`.
     """
     arrays = read_step(directory, step)
@@ -293,17 +293,18 @@ def stat_step(directory: str, step: int) -> tuple[float, int]:
 
 
 def check_specs(arrays: Arrays, *, specs: Specs, name: str) -> None:
-    """Compares names and shapes with what is needed.
+    """Compares names, shapes and dtypes with what is needed.
 
     Raises:
-      InputError: names each that is missing, extra or of another shape.
+      InputError: names each that is missing, extra or of another shape or dtype.
     """
     differences = [f"missing {key}" for key in sorted(specs.keys() - arrays.keys())]
     differences += [f"unknown {key}" for key in sorted(arrays.keys() - specs.keys())]
     differences += [
-        f"{key} found {arrays[key].shape} expected {specs[key][0]}"
+        f"{key} found {arrays[key].dtype} {arrays[key].shape} expected "
+        f"{specs[key][1]} {specs[key][0]}"
         for key in sorted(specs.keys() & arrays.keys())
-        if arrays[key].shape != specs[key][0]
+        if (arrays[key].shape, arrays[key].dtype) != specs[key]
     ]
     if differences:
         raise InputError(
@@ -324,11 +325,12 @@ def _save(
     prefix = checkpoint_prefix(directory, step)
     with naming(prefix, so="the ones before it are intact"):
         _write(arrays, directory=directory, step=step)
-        for old in list_checkpoints(directory)[max_to_keep:]:
-            delete_checkpoint(directory, old)
-        # For `tf.train.latest_checkpoint`; nothing of ours reads it.
+        # For `tf.train.latest_checkpoint`, which must not find what is deleted next;
+        # nothing of ours reads it.
         with replacing(os.path.join(directory, "checkpoint")) as file:
             file.write(f'model_checkpoint_path: "ckpt-{step}"\n'.encode())
+        for old in list_checkpoints(directory)[max_to_keep:]:
+            delete_checkpoint(directory, old)
 
 
 def _write(arrays: Arrays, *, directory: str, step: int) -> None:

@@ -62,7 +62,7 @@ def fits_on_device(
 
     Args:
       placement: `on`, `off`, or `auto`: on where it fits in half the memory.
-      num_bytes: of all its images and labels.
+      num_bytes: of all its images.
       strategy: whose devices are meant.
 
     Raises:

@@ -211,15 +211,15 @@ def names_lost_peers(cluster: Cluster) -> Iterator[None]:
         ) from error
 
 
-def leave_together(strategy: tf.distribute.Strategy) -> None:
-    """Returns when every worker has come here and may end its process."""
+def leave_together(strategy: tf.distribute.Strategy, *, code: int) -> None:
+    """Returns when every worker has come here and may end its process with `code`."""
     if not _has_peers(strategy):
         return
     _from_chief(strategy, np.zeros(1, np.int64))
     # Who has passed the first barrier may end as soon as all have: then this one
     # breaks, and that is as good as passing it.
     with (
-        exits_unless_done_within(_LEAVING_SECONDS, code=0),
+        exits_unless_done_within(_LEAVING_SECONDS, code=code),
         contextlib.suppress(tf.errors.OpError),
     ):
         _from_chief(strategy, np.zeros(1, np.int64))

@@ -19,6 +19,7 @@ import itertools
 import os
 import socket
 import sys
+import uuid
 from collections.abc import Sequence
 
 from absl import flags
@@ -164,6 +165,8 @@ def _environments(num_workers: int) -> list[dict[str, str]]:
         "PYTHONUNBUFFERED": "1",
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "OMP_NUM_THREADS": str(threads),
+        # By which a restart knows that it is one (`run_directory.is_restart`).
+        "MNIST_DIST_LAUNCH": uuid.uuid4().hex,
     } | dict(os.environ)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     gpus = [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]

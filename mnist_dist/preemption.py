@@ -7,7 +7,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Notes SIGTERM, SIGINT and SIGUSR1; a second SIGINT interrupts at once.
+    """Notes SIGTERM, SIGINT and SIGUSR1; a SIGINT after one of them interrupts at once.
 
     Until it is told to `listen` the signals wait, and none is lost to a handler that
     someone else puts in place meanwhile. Threads hold signals back as the one does

@@ -1,11 +1,12 @@
 """What a run says of itself, as text: at its start, at its end, in TensorBoard."""
 
+import os
 import shlex
 from collections.abc import Mapping
 
 import numpy as np
 
-from mnist_dist.run_directory import checkpoint_dir
+from mnist_dist.run_directory import LAUNCH, checkpoint_dir
 from mnist_dist.train_state import TrainState, weight_path
 from mnist_dist.training import TrainingRun
 
@@ -51,14 +52,19 @@ def resolved(run: TrainingRun, *, use_xla: bool) -> dict[str, object]:
         "steps_per_epoch": run.plan.steps_per_epoch,
         "devices": list(run.strategy.extended.worker_devices),
         "num_workers": run.cluster.num_workers,
+        LAUNCH: os.environ.get(LAUNCH),
     }
 
 
-def describe_stop(model_dir: str, step: int, signal_name: str | None) -> str:
+def describe_stop(run: TrainingRun, signal_name: str | None, *, restore: str) -> str:
     """Returns the last words of a run that a signal stopped."""
+    command = "the same command"
+    if restore != "auto":
+        command += " without --restore and --overwrite"
     return (
-        f"stopped by {signal_name or 'a signal to another worker'} at step {step:,} "
-        f"and saved; the same command goes on from there (--model_dir={model_dir})"
+        f"stopped by {signal_name or 'a signal to another worker'} at step "
+        f"{run.step:,}{' and saved' if run.step else ''}; {command} goes on from there "
+        f"(--model_dir={run.model_dir})"
     )
 
 

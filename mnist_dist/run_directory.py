@@ -30,6 +30,10 @@ from mnist_dist.durable_files import (
 )
 from mnist_dist.errors import InputError, RunError
 
+# Names, in the environment and in `config.json`, what started a run and starts it again
+# by the same command line: `launch`, a Slurm job, a Kubernetes Job.
+LAUNCH = "MNIST_DIST_LAUNCH"
+
 # What a run writes, the settings last.
 _CONTENTS = (
     "checkpoints",
@@ -91,6 +95,8 @@ def check_directory(directory: str, *, flag: str) -> None:
     Raises:
       InputError: it, or the first folder above it that there is, is not to write to.
     """
+    if not is_local(directory):  # to be seen when it is written to
+        return
     existing = os.path.abspath(directory)
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
@@ -152,6 +158,19 @@ def check_settings(model_dir: str, settings: Mapping[str, object]) -> None:
             f"{'; '.join(differences)}; expected the settings of the run in "
             f"{model_dir}, another --model_dir, or --override_config"
         )
+
+
+def is_restart(model_dir: str) -> bool:
+    """Whether what starts this process, by `LAUNCH`, has started the run before."""
+    launch = os.environ.get(LAUNCH)
+    if not launch:
+        return False
+    try:
+        config = load_config(model_dir) or {}
+    except InputError:
+        return False
+    resolved = config.get("resolved")
+    return isinstance(resolved, dict) and resolved.get(LAUNCH) == launch
 
 
 def load_config(model_dir: str) -> dict | None:

@@ -1,8 +1,11 @@
 """What a run begins with: where it left off, weights from elsewhere, or nothing."""
 
+import os
 from collections.abc import Mapping
 
 import keras
+import tensorflow as tf
+from absl import logging
 
 from mnist_dist import checkpoints, run_directory
 from mnist_dist.layers import transplant
@@ -47,6 +50,12 @@ def find_start(
         )
         if arrays is not None:
             return arrays
+        records = os.path.join(model_dir, "metrics.jsonl")
+        if tf.io.gfile.exists(records) and tf.io.gfile.stat(records).length:
+            logging.warning(
+                "%s has records but no checkpoint: the run begins anew, and they go",
+                model_dir,
+            )
     if not init_from:
         return None
     fit = transplant.load_initial(init_from, model)

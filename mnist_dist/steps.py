@@ -163,7 +163,7 @@ def create_train_loop(
             for name, slot in zip(update_rule.slots, chosen, strict=True):
                 new_slots[name].append(slot)
         new_statistics = [
-            choose(tf.cast(mean, old.dtype), old)
+            choose(_cast(mean, old.dtype), old)
             for mean, old in zip(means, statistics[: state.num_moving], strict=True)
         ] + statistics[state.num_moving :]
         # Short at first, so that the initial weights are soon forgotten (the
@@ -172,6 +172,8 @@ def create_train_loop(
         share = choose(1.0 - decay, 0.0)
         new_ema = [
             old + share * (tf.cast(new, old.dtype) - old)
+            if old.dtype.is_floating
+            else tf.cast(new, old.dtype)  # a layer's counter has no average
             for old, new in zip(ema, new_parameters + new_statistics, strict=False)
         ]
         return new_parameters, new_statistics, new_slots, new_ema, is_finite
@@ -383,6 +385,10 @@ def should_compile(
 
 def _as_it_is(function: Callable) -> Callable:
     return function
+
+
+def _cast(mean: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    return tf.cast(mean if dtype.is_floating else tf.round(mean), dtype)
 
 
 def _probe(tensors: list[tf.Tensor]) -> tf.Tensor:

@@ -136,32 +136,32 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
     # 4. Where it left off, if it had begun. The chief alone reads and writes the run.
     settings = train_flags.shaping() | {"data_checksum": dataset.checksum}
     start, lock = None, None
+    restore, overwrite = FLAGS.restore, FLAGS.overwrite
     if cluster.is_chief:
+        if run_directory.is_restart(FLAGS.model_dir):  # these were meant once
+            restore, overwrite = "auto", False
         print(report.describe_run(run, use_xla=use_xla), flush=True)
         # A directory that is not there yet is made once nothing is wrong any more.
         if os.path.isdir(FLAGS.model_dir) and not FLAGS.dry_run:
             lock = run_directory.open_for_writing(FLAGS.model_dir)
+        run_directory.check_directory(FLAGS.model_dir, flag="--model_dir")
         if FLAGS.export and FLAGS.export_dir:
             run_directory.check_directory(FLAGS.export_dir, flag="--export_dir")
         start = run_start.find_start(
             model=model,
             specs=run.specs(),
             settings=settings,
-            **pick("model_dir restore overwrite override_config init_from"),
+            restore=restore,
+            overwrite=overwrite,
+            **pick("model_dir override_config init_from"),
         )
     if FLAGS.dry_run:
-        distribution.leave_together(strategy)
+        distribution.leave_together(strategy, code=0)
         return 0
     if cluster.is_chief:
         lock = lock or run_directory.open_for_writing(FLAGS.model_dir)
-        if FLAGS.overwrite:
+        if overwrite:
             run_directory.delete_run(FLAGS.model_dir)
-        run_directory.save_config(
-            FLAGS.model_dir,
-            settings=settings,
-            flags=train_flags.values(),
-            resolved=report.resolved(run, use_xla=use_xla),
-        )
     run.start(
         start,
         texts={
@@ -169,6 +169,13 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
             "model": report.model_table(state),
         },
     )
+    if cluster.is_chief:
+        run_directory.save_config(
+            FLAGS.model_dir,
+            settings=settings,
+            flags=train_flags.values(),
+            resolved=report.resolved(run, use_xla=use_xla),
+        )
 
     # 5. Many steps in one call on the device; between two calls, what is due.
     with contextlib.closing(run):
@@ -187,7 +194,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
 
     # 6. What is left behind.
     if was_stopped:
-        print(report.describe_stop(FLAGS.model_dir, run.step, stop.signal_name))
+        print(report.describe_stop(run, stop.signal_name, restore=restore))
     elif cluster.is_chief:
         export_path = None
         if FLAGS.export:
@@ -201,8 +208,10 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         print(report.describe_end(run, export_path))
     if lock:
         lock.close()
-    distribution.leave_together(strategy)
-    return program.EXIT_STOPPED if was_stopped else 0
+    code = program.EXIT_STOPPED if was_stopped else 0
+    sys.stdout.flush()  # before what may end the process at once
+    distribution.leave_together(strategy, code=code)
+    return code
 
 
 if __name__ == "__main__":

@@ -29,8 +29,20 @@ _int(
     lower_bound=1,
     upper_bound=1 << 20,
 )
-_float("train_epochs", None, "Length in epochs. Default 4.", lower_bound=0)
-_int("train_steps", None, "Length in steps, instead of epochs.", lower_bound=1)
+_float(
+    "train_epochs",
+    None,
+    "Length in epochs. Default 4.",
+    lower_bound=0,
+    upper_bound=1e6,
+)
+_int(
+    "train_steps",
+    None,
+    "Length in steps, instead of epochs.",
+    lower_bound=1,
+    upper_bound=1 << 40,
+)
 _int("steps_per_loop", 0, "Most steps a call; 0: about half a second.", lower_bound=0)
 _int(
     "seed",

@@ -12,7 +12,7 @@ from mnist_dist.checkpoints import CheckpointWriter
 from mnist_dist.data import Dataset, ExampleStream
 from mnist_dist.device_data import DeviceSplit, fits_on_device
 from mnist_dist.distribution import broadcast_from_chief
-from mnist_dist.durable_files import remove_unfinished
+from mnist_dist.durable_files import naming, remove_unfinished
 from mnist_dist.errors import RunError
 from mnist_dist.evaluation import evaluate
 from mnist_dist.optimizers import Schedule
@@ -85,8 +85,8 @@ class TrainingRun:
         self._best_accuracy, self._best_step, self._evaluations_since_best = -1.0, -1, 0
 
         # XLA compiles anew for each shape of the indices: they always have this one.
-        self._rows = plan.steps_per_loop or max(
-            min(MAX_INDICES // global_batch_size, 4096), 1
+        self._rows = max(
+            min(plan.steps_per_loop or 4096, MAX_INDICES // global_batch_size), 1
         )
         if not self.is_resident:
             call_bytes = self._train_data.bytes_per_example * global_batch_size
@@ -94,6 +94,7 @@ class TrainingRun:
         self._steps_per_call = float(self._rows if plan.steps_per_loop else 1)
         self._next_steps_per_call = self._steps_per_call
         self._is_told_to_stop = False
+        self._is_profiling = False
         self._train_seconds, self._train_examples = 0.0, 0
 
     def start(
@@ -180,6 +181,7 @@ class TrainingRun:
         ) or (None, None)
         if self.step == profile_first:
             tf.profiler.experimental.start(f"{self.model_dir}/train")
+            self._is_profiling = True
         feed = self._train_data.feed(self._indices(num_steps))
         wishes = [float(self._stop.signal_name is not None), self._next_steps_per_call]
         began = time.perf_counter()
@@ -187,7 +189,7 @@ class TrainingRun:
         self.step = int(self.state.step.numpy())  # waits for the device
         seconds = time.perf_counter() - began
         if self.step == profile_last:
-            tf.profiler.experimental.stop()
+            self._end_profile()
 
         self._train_seconds += seconds
         self._train_examples += num_steps * self.global_batch_size
@@ -202,6 +204,7 @@ class TrainingRun:
         self._is_told_to_stop = bool(agreed[0] > 0)
         streak = int(self.state.nonfinite_streak.numpy())
         if streak >= self.plan.max_nonfinite_steps:
+            self.summarize()
             raise RunError(
                 f"steps {self.step - streak} to {self.step - 1} were skipped, their "
                 "loss or gradients were not finite; the last good checkpoint is kept"
@@ -239,6 +242,7 @@ class TrainingRun:
             num_replicas=self.strategy.num_replicas_in_sync,
         )
         self._evaluated_step = self.step
+        self._saved_step = -1  # a checkpoint of this step does not know the result
         self._evaluations_since_best += 1
         is_best = result.accuracy > self._best_accuracy
         if is_best:
@@ -262,7 +266,11 @@ class TrainingRun:
         )
 
     def save(self) -> None:
-        """Begins to write a checkpoint of this step, unless there is one."""
+        """Begins to write a checkpoint of this step, unless there is one.
+
+        Weights that are not finite are not saved: they would push the good ones out,
+        and every step from them is skipped until the run ends for it.
+        """
         if self.step in (0, self._saved_step) or not self.cluster.is_chief:
             return
         self._write(checkpoint_dir(self.model_dir), max_to_keep=self.plan.max_to_keep)
@@ -270,6 +278,7 @@ class TrainingRun:
 
     def close(self) -> None:
         """Returns when everything is on disk."""
+        self._end_profile()
         try:
             self._writer.close()
         finally:
@@ -280,8 +289,9 @@ class TrainingRun:
     def _open_directory(self, arrays: checkpoints.Arrays | None) -> None:
         directories = checkpoint_dir(self.model_dir), best_dir(self.model_dir)
         for directory in directories:
-            remove_unfinished(directory, is_mine=True)
-            checkpoints.set_aside_later(directory, self.step)
+            with naming(directory, so="the checkpoints in it are intact"):
+                remove_unfinished(directory, is_mine=True)
+                checkpoints.set_aside_later(directory, self.step)
         if self.step in checkpoints.list_checkpoints(directories[0]):
             self._saved_step = self.step
         self.log = RunLog(self.model_dir, resume_step=self.step)
@@ -304,14 +314,23 @@ class TrainingRun:
         self._evaluations_since_best = int(arrays["best/evaluations_since"])
 
     def _write(self, directory: str, *, max_to_keep: int) -> None:
+        arrays = self.state.to_arrays()
+        weights = [a for name, a in arrays.items() if name.startswith("model/")]
+        if not all(np.all(np.isfinite(array)) for array in weights):
+            return
         self._writer.save(
-            self.state.to_arrays() | self._best(),
+            arrays | self._best(),
             directory=directory,
             step=self.step,
             max_to_keep=max_to_keep,
             # What a checkpoint follows must not get lost before it.
             first=self.log.flush,
         )
+
+    def _end_profile(self) -> None:
+        if self._is_profiling:
+            self._is_profiling = False
+            tf.profiler.experimental.stop()
 
     def _best(self) -> checkpoints.Arrays:
         return {

@@ -4,17 +4,20 @@ A fork takes a second to train where a new interpreter takes five. What is forke
 imported everything and run nothing, so that it is as good as new.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import resource
 import runpy
+import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import NoReturn
+
+LONGEST_SECONDS = 300.0  # that a test's process may take
 
 
 @dataclasses.dataclass
@@ -22,20 +25,23 @@ class Process:
     """A running program; `wait` gives its exit code, negative for a signal.
 
     After that, `peak_bytes` is the most memory that it had, with what it inherited.
+    One that does not end is killed after `LONGEST_SECONDS`.
     """
 
     server: "ForkServer"
     pid: int
     files: str
     peak_bytes: int = 0
+    code: int | None = None
 
     def kill(self, signal_number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        if self.code is None:  # else the number may be another's by now
             os.kill(self.pid, signal_number)
 
     def wait(self) -> int:
-        code, self.peak_bytes = self.server.request({"wait": self.pid})
-        return code
+        if self.code is None:
+            self.code, self.peak_bytes = self.server.request({"wait": self.pid})
+        return self.code
 
     def stdout(self) -> str:
         return Path(f"{self.files}.out").read_text()
@@ -61,7 +67,6 @@ class ForkServer:
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             text=True,
         )
 
@@ -104,7 +109,8 @@ def import_everything() -> None:
     """Imports all that `train` needs, and runs nothing."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import mnist_dist.exports.saved_model
-    import mnist_dist.training  # noqa: F401
+    import mnist_dist.report
+    import mnist_dist.run_start  # noqa: F401
 
 
 def run_module(module: str, arguments: list[str]) -> NoReturn:
@@ -115,6 +121,10 @@ def run_module(module: str, arguments: list[str]) -> NoReturn:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as error:
         code = error.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -126,13 +136,23 @@ def _serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            _, status, usage = os.wait4(request["wait"], 0)
-            answer = [os.waitstatus_to_exitcode(status), usage.ru_maxrss << 10]
+            answer = _wait(request["wait"])
         elif pid := os.fork():
             answer = [pid]
         else:
             _run(request)
         print(json.dumps(answer), flush=True)
+
+
+def _wait(pid: int) -> list[int]:
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while True:
+        found, status, usage = os.wait4(pid, os.WNOHANG)
+        if found:
+            return [os.waitstatus_to_exitcode(status), usage.ru_maxrss << 10]
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.002)
 
 
 def _run(request: dict) -> None:

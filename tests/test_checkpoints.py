@@ -206,7 +206,9 @@ def test_checkpoint_of_another_model_names_every_difference(directory):
         find_start([directory], restore="auto", specs=specs)
     assert "missing model/dense/bias" in str(error.value)
     assert "unknown optimizer/mean/dense/kernel" in str(error.value)
-    assert "model/dense/kernel found (2, 3) expected (2, 4)" in str(error.value)
+    assert "model/dense/kernel found float32 (2, 3) expected float32 (2, 4)" in str(
+        error.value
+    )
 
 
 def test_reverting_sets_later_checkpoints_aside(directory):

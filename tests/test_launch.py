@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -25,6 +26,11 @@ def wait_for_all():
     while len(list(folder.glob(f"*.{attempt}"))) < len(workers):
         time.sleep(0.01)
 """
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 @pytest.fixture
@@ -321,7 +327,7 @@ def test_output_that_nobody_takes_ends_no_worker(output, tmp_path):
 
 
 def test_hosts_agree_on_all_workers(start):
-    master = ("127.0.0.1", 29417)
+    master = ("127.0.0.1", free_port())
     hosts = [
         start("", nnodes=2, node_rank=r, master=master, num_workers=n, timeout=20.0)
         for r, n in ((1, 1), (0, 2))
@@ -335,7 +341,9 @@ def test_hosts_agree_on_all_workers(start):
 
 @pytest.mark.parametrize("node_rank", [0, 1])
 def test_signal_ends_the_wait_for_other_hosts(start, node_rank):
-    process = start("", nnodes=2, node_rank=node_rank, master=("127.0.0.1", 29418))
+    process = start(
+        "", nnodes=2, node_rank=node_rank, master=("127.0.0.1", free_port())
+    )
     wait_for(lambda: handles(process.pid, signal.SIGTERM))
     process.send_signal(signal.SIGTERM)
     assert "stopped while waiting for the other hosts" in finish(process)[2]

@@ -17,7 +17,7 @@ import pytest
 from mnist_dist.checkpoints import list_checkpoints, load_arrays
 from mnist_dist.evaluations.evaluation_records import load_record
 
-PEER_TIMEOUT = 2
+PEER_TIMEOUT = 4  # less, and a busy machine loses workers that live
 FORKING_LAUNCHER = str(pathlib.Path(__file__).with_name("forking_launcher.py"))
 COMMON = [
     "--model=mlp",

@@ -46,6 +46,32 @@ def create_synchronized_model(*, image_shape, num_classes):
     )
 
 
+def create_counting_model(*, image_shape, num_classes):
+    class Counter(keras.layers.Layer):
+        def build(self, shape):
+            self.total = self.add_weight(
+                name="total",
+                shape=(),
+                dtype="int64",
+                initializer="zeros",
+                trainable=False,
+            )
+
+        def call(self, x, training=False):
+            if training:
+                self.total.assign(self.total + 1)
+            return x
+
+    return keras.Sequential(
+        [
+            keras.Input(image_shape),
+            keras.layers.Flatten(),
+            Counter(name="count"),
+            keras.layers.Dense(num_classes, name="head"),
+        ]
+    )
+
+
 @pytest.fixture(scope="module")
 def split():
     rng = np.random.default_rng(0)
@@ -202,6 +228,18 @@ def test_synchronized_batch_norm_is_that_of_the_whole_batch(create_strategy, spl
     expected = train(one, split, *build(one, model=name))
     found = train(two, split, *build(two, model=name))
     assert_same(found, expected, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_counters_of_layers_are_not_averaged(replicas, create_strategy, split):
+    strategy = create_strategy(replicas)
+    state, loop = build(
+        strategy, model=f"{__name__}:create_counting_model", ema_decay=0.9
+    )
+    found = train(strategy, split, state, loop)
+    for kind in ("model", "ema"):
+        assert found[f"{kind}/count/total"].dtype == np.int64
+        assert found[f"{kind}/count/total"] == 6
 
 
 @pytest.mark.parametrize("replicas", [1, 2])

@@ -175,22 +175,21 @@ def test_run_in_two_parts_equals_the_whole_bit_for_bit(undisturbed, tmp_path, tr
 def test_run_stopped_by_a_signal_goes_on_bit_for_bit(
     name, undisturbed, fork_server, train, tmp_path
 ):
-    process = fork_server.start(
-        "mnist_dist.train",
-        f"--model_dir={tmp_path}",
-        *COMMON,
-        "--train_steps=120",
-        "--steps_per_loop=1",
-    )
-    process.wait_for(tmp_path / "best")
-    process.kill(getattr(signal, name))
-    assert process.wait() == 143, process.stderr()
+    for attempt in range(5):  # on a busy machine the run may end before the signal
+        run = tmp_path / str(attempt)
+        flags = [f"--model_dir={run}", *COMMON, "--train_steps=120"]
+        process = fork_server.start("mnist_dist.train", *flags, "--steps_per_loop=1")
+        process.wait_for(run / "best")
+        process.kill(getattr(signal, name))
+        if (code := process.wait()) != 0:
+            break
+    assert code == 143, process.stderr()
     assert f"stopped by {name} at step" in process.stdout()
     assert "the same command goes on from there" in process.stdout()
-    stopped_at = list_checkpoints(str(tmp_path / "checkpoints"))[0]
+    stopped_at = list_checkpoints(str(run / "checkpoints"))[0]
     assert 40 <= stopped_at < 120
-    train(tmp_path, "--train_steps=120")
-    assert_same_run(tmp_path, undisturbed[0])
+    train(run, "--train_steps=120")
+    assert_same_run(run, undisturbed[0])
 
 
 def test_signal_before_the_first_step_leaves_no_checkpoint(fork_server, tmp_path):
@@ -198,6 +197,8 @@ def test_signal_before_the_first_step_leaves_no_checkpoint(fork_server, tmp_path
     process.wait_for(tmp_path / ".lock")
     process.kill(signal.SIGTERM)
     assert process.wait() == 143, process.stderr()
+    assert list_checkpoints(str(tmp_path / "checkpoints")) == []
+    assert "at step 0; the same command goes on" in process.stdout()
 
 
 def test_second_interrupt_stops_at_once(fork_server, tmp_path):
@@ -208,11 +209,13 @@ def test_second_interrupt_stops_at_once(fork_server, tmp_path):
     process.kill(signal.SIGINT)
     time.sleep(0.001)
     process.kill(signal.SIGINT)
-    assert process.wait() in (130, 143)
+    # 143 where the first had ended it before the second came.
+    code = process.wait()
+    assert code == (143 if "stopped by SIGINT" in process.stdout() else 130)
 
 
 def test_killed_20_times_a_run_ends_as_if_undisturbed(fork_server, train, tmp_path):
-    flags = ["--train_steps=2500", "--ema_decay=0.9", "--noexport", "--noaugment"]
+    flags = ["--train_steps=4000", "--ema_decay=0.9", "--noexport", "--noaugment"]
     flags.append("--eval_interval=200")
     train(tmp_path / "whole", *flags)
     killed, rng = tmp_path / "killed", random.Random(1)
@@ -234,7 +237,7 @@ def test_killed_20_times_a_run_ends_as_if_undisturbed(fork_server, train, tmp_pa
         process.kill(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, process.stderr()
         reached.append(max(list_checkpoints(directory), default=0))
-    assert reached[-1] < 2500
+    assert reached[-1] < 4000
     assert len(set(reached)) > 15
     train(killed, *flags)
     assert_same_run(killed, tmp_path / "whole")
@@ -252,7 +255,7 @@ def test_second_start_on_a_live_run_is_refused(fork_server, run_train, tmp_path)
     process.wait()
     # A dead run's lock does not block.
     result = run_train(*flags[:-1], "--train_steps=40")
-    assert "is being written" not in result.stderr
+    assert result.returncode == 0, result.stderr
 
 
 def test_changed_settings_are_named_and_refused(undisturbed, run_train, tmp_path):
@@ -285,7 +288,8 @@ def test_override_and_free_changes_go_on(undisturbed, train, run_train, tmp_path
     )
     assert result.returncode == 2
     assert "is of another model or optimizer: missing" in result.stderr
-    assert "model/dense_layer_1/bias found (128,) expected (10,)" in result.stderr
+    found = "found float32 (128,) expected float32 (10,)"
+    assert f"model/dense_layer_1/bias {found}" in result.stderr
 
 
 def test_overwrite_starts_anew(undisturbed, train, run_train, tmp_path):
@@ -317,13 +321,16 @@ def test_not_finite_loss_ends_the_run_and_keeps_the_last_good(
 ):
     train(tmp_path, "--train_steps=40", "--optimizer=sgd", "--noexport")
     flags = ["--optimizer=sgd", "--learning_rate=1e30", "--override_config"]
-    flags += ["--train_steps=400", "--max_nonfinite_steps=30"]
+    flags += ["--train_steps=400", "--max_nonfinite_steps=30", "--max_to_keep=2"]
+    flags += ["--checkpoint_interval=5"]
     result = run_train(f"--model_dir={tmp_path}", *COMMON, *flags)
     assert result.returncode == 1
     assert "were skipped, their loss or gradients were not finite" in result.stderr
     assert result.stderr.count("\n") == 1
     arrays = final_arrays(tmp_path)
     assert all(np.all(np.isfinite(array)) for array in arrays.values())
+    skipped = [r.get("nonfinite_steps", 0) for r in records(tmp_path)]
+    assert sum(skipped) >= 30
 
 
 @pytest.fixture(params=["tmpfs", "file size limit"])
@@ -378,6 +385,9 @@ def test_read_only_directory_is_refused(undisturbed, run_train, tmp_path):
         result = run_train(f"--model_dir={disk}/run", *COMMON, "--train_steps=140")
         assert result.returncode == 2
         assert "expected a directory to write to" in result.stderr
+        dry = run_train(f"--model_dir={disk}/run", *COMMON, "--dry_run")
+        assert dry.returncode == 2
+        assert "expected a directory to write to" in dry.stderr
         assert final_arrays(disk / "run")["step"] == 120
     finally:
         subprocess.run(["umount", str(disk)], capture_output=True)
@@ -481,6 +491,36 @@ def test_warm_start_takes_the_weights_and_nothing_else(undisturbed, train, tmp_p
 def test_profile_of_the_named_steps_lies_where_tensorboard_looks(train, tmp_path):
     train(tmp_path, "--train_steps=40", "--profile_steps=10,20", "--noexport")
     assert len(list(tmp_path.glob("train/plugins/profile/*/*.xplane.pb"))) == 1
+
+
+def test_run_that_stopped_while_it_was_profiled_goes_on(train, tmp_path):
+    flags = ["--profile_steps=10,30", "--noexport"]
+    train(tmp_path, "--train_steps=20", *flags)
+    assert len(list(tmp_path.glob("train/plugins/profile/*/*.xplane.pb"))) == 1
+    train(tmp_path, "--train_steps=40", *flags)
+    assert final_arrays(tmp_path)["step"] == 40
+
+
+def test_restart_by_a_launcher_overwrites_and_reverts_only_once(fork_server, tmp_path):
+    def start(launch, *flags):
+        process = fork_server.start(
+            "mnist_dist.train",
+            f"--model_dir={tmp_path}",
+            *COMMON,
+            "--noexport",
+            *flags,
+            environment={"MNIST_DIST_LAUNCH": launch},
+        )
+        assert process.wait() == 0, process.stderr()
+        return [r["step"] for r in records(tmp_path) if r["kind"] == "eval"]
+
+    anew = ["--restore=none", "--overwrite"]
+    assert start("first", "--train_steps=40") == [40]
+    assert start("second", *anew, "--train_steps=20") == [20]
+    assert start("second", *anew, "--train_steps=80") == [20, 40, 80]
+    assert start("third", "--restore=20", "--train_steps=20") == [20]
+    assert start("third", "--restore=20", "--train_steps=60") == [20, 40, 60]
+    assert start("third", "--restore=20", "--train_steps=80") == [20, 40, 60, 80]
 
 
 def test_deterministic_runs_are_equal_on_several_replicas_too(train, tmp_path):

@@ -117,7 +117,7 @@ def load_dataset(
     num_train = len(train.labels)
     if not 0 <= validation_examples < num_train:
         raise InputError(
-            f"validation_examples is {validation_examples}, expected 0 to "
+            f"--validation_examples: found {validation_examples}, expected 0 to "
             f"{num_train - 1}: {quoted(directory)} has {num_train} training examples"
         )
     validation = None

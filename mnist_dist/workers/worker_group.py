@@ -178,6 +178,8 @@ def _start(
     )
     log: IO[bytes] | None = None
     try:
+        if "://" in model_dir:
+            raise OSError(f"{model_dir} is not on this host")
         directory = os.path.join(model_dir, "logs")
         os.makedirs(directory, exist_ok=True)
         log = open(os.path.join(directory, f"worker-{rank}.log"), "ab")  # noqa: SIM115
