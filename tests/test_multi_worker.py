@@ -141,7 +141,7 @@ def test_two_workers_train_a_cnn_as_one(start, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     finish(start(one, *flags, num_workers=1))
     finish(start(two, *flags))
-    # A max pool that takes another pixel makes more of a rounding error than a product
+    # A ReLU that a rounding error turns makes more of a rounding error than a product
     # does: only the first weights are the same to float tolerance, what comes of them
     # is as good.
     assert_same_weights(two, one, step=10)
