@@ -179,7 +179,7 @@ def test_validation_out_of_range_is_refused(tmp_path, count):
     np.savez(tmp_path / "a.npz", **NPZ)
     check_refused(
         tmp_path,
-        f"validation_examples is {count}, expected 0 to 4",
+        f"--validation_examples: found {count}, expected 0 to 4",
         validation_examples=count,
     )
 
