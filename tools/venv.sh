@@ -48,20 +48,21 @@ setup_venv() {
   if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
 
   mkdir -p "$dir" || return 2
+  if [ ! -e "$dir/made-by" ] && [ -n "$(ls -A "$dir")" ]; then
+    echo "${0##*/}: error: $dir is not empty and not ours; set MNIST_DIST_VENV to another" >&2
+    return 2
+  fi
   # Two starts at once: the second waits, and finds the work done.
   if command -v flock >/dev/null; then
     exec 9>"${dir%/}.lock"
     flock 9
     if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exec 9>&-; return; fi
   fi
-  if [ ! -e "$dir/made-by" ] && [ -n "$(ls -A "$dir")" ]; then
-    echo "${0##*/}: error: $dir is not empty and not ours; set MNIST_DIST_VENV to another" >&2
-    return 2
-  fi
   echo "Setting up ${dir/#"$PWD/"/} with $("$python" --version), once ..." >&2
   if [ "$(cat "$dir/made-by" 2>/dev/null)" != "$made_by" ]; then
-    # Marked at once: one that broke off is ours to make anew.
-    find "$dir/" -mindepth 1 -delete && touch "$dir/made-by" || return
+    # Marked first: one that broke off is ours to make anew.
+    : >"$dir/made-by"
+    find "$dir/" -mindepth 1 ! -name made-by -delete || return
     create_venv "$python" "$dir" || return
     echo "$made_by" >"$dir/made-by"
   fi
