@@ -1,6 +1,7 @@
 """tools/venv.sh, with interpreters that are scripts: nothing is installed."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 FAKE = """#!/bin/bash
 echo "$NAME $*" >>"$LOG"
 case "$*" in
-  "-c import sys; sys.exit"*) exit "$UNSUITABLE" ;;
+  "-c import sys; sys.exit("*) exit "$UNSUITABLE" ;;
   "-c import sys; print"*) echo "$0" ;;
   --version) echo Python 3.12.0 ;;
   "-m pip --version") [[ $FAILS != *pip* ]] ;;
@@ -31,6 +32,10 @@ echo "uv $*" >>"$LOG"
 """
 
 
+# All that is found besides.
+TOOLS = ["bash", "cat", "cksum", "cp", "find", "flock", "ls", "mkdir", "sleep"]
+
+
 class Checkout:
     def __init__(self, folder):
         self.folder, self.bin, self.log = folder, folder / "bin", folder / "log"
@@ -38,12 +43,11 @@ class Checkout:
         self.bin.mkdir()
         self.root.mkdir()
         (self.root / "pyproject.toml").write_text("[project]\n")
-        self.log.touch()
-        for name in ("python3.13", "python3.12", "python3.11", "python3.10", "python3"):
-            self.add(name, is_suitable=False)  # before any of this machine
+        for tool in TOOLS:
+            (self.bin / tool).symlink_to(shutil.which(tool))
 
     def add(self, name, text=FAKE, *, is_suitable=True):
-        text = text.replace("$NAME", name)
+        text = text.replace("$NAME", Path(name).name)
         text = text.replace("$UNSUITABLE", str(int(not is_suitable)))
         (self.bin / name).write_text(text)
         (self.bin / name).chmod(0o755)
@@ -53,11 +57,10 @@ class Checkout:
         arguments = [ROOT / "tools" / "venv.sh", self.root, extras]
         unset = ("PYTHON", "MNIST_DIST_VENV")
         inherited = {k: v for k, v in os.environ.items() if k not in unset}
-        path = f"{self.bin}:/usr/bin:/bin"
         return subprocess.Popen(
             ["bash", "-c", script, "setup", *arguments],
             env=inherited
-            | {"PATH": path, "LOG": str(self.log), "FAILS": fails + " "}
+            | {"PATH": str(self.bin), "LOG": str(self.log), "FAILS": fails + " "}
             | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -78,6 +81,7 @@ def checkout(tmp_path):
 
 
 def test_first_suitable_python_installs_once(checkout):
+    checkout.add("python3.13", is_suitable=False)
     checkout.add("python3.12")
     checkout.add("python3.11")
     code, stdout, stderr, log = checkout.set_up(extras="gpu,test")
@@ -121,13 +125,23 @@ def test_foreign_folder_is_refused(checkout):
     assert not (checkout.folder / "documents.lock").exists()
 
 
+def test_environment_that_is_activated_is_not_what_it_is_made_of(checkout):
+    checkout.add("python3.12")
+    checkout.set_up()
+    checkout.add(checkout.venv / "bin" / "python3.12", is_suitable=False)
+    path = f"{checkout.venv}/bin:{checkout.bin}"
+    code, _, stderr, _ = checkout.set_up(PATH=path, VIRTUAL_ENV=str(checkout.venv))
+    assert (code, stderr) == (0, "")  # nothing to do
+
+
 @pytest.mark.parametrize("wanted", ["python3.9", "no-such-python"])
 def test_wrong_python_is_an_error_although_another_would_do(checkout, wanted):
     checkout.add("python3.12")
     checkout.add("python3.9", is_suitable=False)
     code, _, stderr, _ = checkout.set_up(PYTHON=wanted)
     assert code == 2
-    assert stderr == f"setup: error: PYTHON={wanted} is no Python 3.10 to 3.13\n"
+    assert stderr.startswith(f"setup: error: PYTHON={wanted} is no Python 3.10 to 3.13")
+    assert stderr.count("\n") == 1
     assert not checkout.venv.exists()
 
 

@@ -4,18 +4,20 @@
 # What the user's shell has set up must not leak in.
 unset VIRTUAL_ENV PYTHONHOME PIP_REQUIRE_VIRTUALENV PIP_USER PIP_TARGET PIP_PREFIX
 
+# The first suitable one; none of a virtual environment, as the one that is activated.
 find_python() {
   local candidate candidates=(python3.13 python3.12 python3.11 python3.10 python3)
   if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
-  for candidate in "${candidates[@]}"; do
-    if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' \
-      2>/dev/null; then
+  while read -r candidate; do
+    if "$candidate" -c 'import sys; sys.exit(
+      not (3, 10) <= sys.version_info < (3, 14) or sys.prefix != sys.base_prefix
+    )' 2>/dev/null; then
       "$candidate" -c 'import sys; print(sys.executable)'
       return
     fi
-  done
+  done < <(type -ap "${candidates[@]}")
   if [ -n "${PYTHON:-}" ]; then
-    echo "${0##*/}: error: PYTHON=$PYTHON is no Python 3.10 to 3.13" >&2
+    echo "${0##*/}: error: PYTHON=$PYTHON is no Python 3.10 to 3.13, or virtual" >&2
   else
     echo "${0##*/}: error: no Python 3.10 to 3.13 found; install one or set PYTHON" >&2
   fi
