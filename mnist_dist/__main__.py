@@ -30,6 +30,8 @@ def main() -> None:
         # No space: the process is named so, and Slurm's proctrack/linuxproc does not
         # send signals to a process whose name has one.
         sys.argv = [f"mnist-dist-{verb}", *rest]
+        # The working directory, as with `python -m`, for --model=module:function.
+        sys.path.insert(0, "")
         runpy.run_module(f"mnist_dist.{verb}", run_name="__main__")
     else:
         print(

@@ -198,6 +198,24 @@ def test_jobset_restarts_all_but_on_wrong_input(variants):
     assert job["spec"]["backoffLimit"] == job["spec"]["completions"] - 1
 
 
+def launch_of(template):
+    """Which field of the pod tells the program that a launcher started it again."""
+    (variable,) = [
+        e for e in container(template)["env"] if e["name"] == "MNIST_DIST_LAUNCH"
+    ]
+    return variable["valueFrom"]["fieldRef"]
+
+
+def test_restarted_pods_are_of_the_same_launch(variants):
+    # A Job replaces its pods; a JobSet replaces its Jobs, and keeps its name.
+    for name in VARIANTS:
+        label = "batch.kubernetes.io/controller-uid"
+        if name.startswith("jobset"):
+            label = "jobset.sigs.k8s.io/jobset-name"
+        field = launch_of(templates(variants[name])["worker"])["fieldPath"]
+        assert field == f"metadata.labels['{label}']"
+
+
 def test_one_chief_that_has_time_to_save_and_decides_the_end(objects):
     spec = job_of(objects)["spec"]
     assert spec["completionMode"] == "Indexed"
@@ -316,6 +334,7 @@ def test_jobset_runs_the_pods_of_the_job(variants):
         del job["spec"]["subdomain"]  # the JobSet's `network` sets it
         script = container(job)["command"][2]
         container(job)["command"][2] = script.replace("mnist-%", "mnist-worker-0-%")
+        launch_of(job)["fieldPath"] = launch_of(jobset)["fieldPath"]
         assert job == jobset
 
 

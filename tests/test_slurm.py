@@ -1,5 +1,7 @@
-"""launch/slurm.sbatch on a real Slurm of two nodes."""
+"""launch/slurm.sbatch: on a real Slurm of two nodes, and quickly on a feigned one."""
 
+import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,15 +24,12 @@ FLAGS = [
     "--eval_interval=1000",
     "--noexport",
 ]
-reason = missing()
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(reason is not None, reason=str(reason)),
-]
 
 
 @pytest.fixture(scope="module", params=["RequeueExit=143", "no RequeueExit"])
 def slurm(request):
+    if reason := missing():
+        pytest.skip(reason)
     # Not below pytest's folder, which only root can enter: munge is another user.
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
         cluster = SlurmCluster(
@@ -91,6 +90,7 @@ def one_process(fork_server, tmp_path_factory):
     return load_arrays(f"{run}/checkpoints/ckpt-2000")
 
 
+@pytest.mark.slow
 def test_job_is_requeued_after_usr1_and_ends_as_one_process(
     slurm, one_process, tmp_path
 ):
@@ -104,6 +104,7 @@ def test_job_is_requeued_after_usr1_and_ends_as_one_process(
     assert_close(job.weights(), one_process)
 
 
+@pytest.mark.slow
 def test_restarts_have_an_end(slurm, tmp_path):
     job = Job(slurm, tmp_path / "run", restarts=0)
     job.wait_for_checkpoint()
@@ -112,6 +113,7 @@ def test_restarts_have_an_end(slurm, tmp_path):
     assert "stopped after 0 restarts" in job.log.read_text()
 
 
+@pytest.mark.slow
 def test_wrong_flags_are_not_tried_again(slurm, tmp_path):
     job = Job(slurm, tmp_path / "run", "--global_batch_size=63")
     assert job.end() == ("FAILED", "2:0", 0), job.log.read_text()
@@ -119,6 +121,7 @@ def test_wrong_flags_are_not_tried_again(slurm, tmp_path):
 
 
 # A lost node is Slurm's to requeue, whatever RequeueExit says.
+@pytest.mark.slow
 @pytest.mark.parametrize("slurm", ["RequeueExit=143"], indirect=True)
 def test_run_survives_a_node_that_is_lost(slurm, one_process, tmp_path):
     job = Job(slurm, tmp_path / "run")
@@ -135,3 +138,58 @@ def test_run_survives_a_node_that_is_lost(slurm, one_process, tmp_path):
     assert (state, code) == ("COMPLETED", "0:0"), job.log.read_text()
     assert restarts >= 1
     assert_close(job.weights(), one_process)
+
+
+SRUN = """#!/bin/sh
+echo "of $MNIST_DIST_LAUNCH: $*"
+for code in $TASK_CODES; do
+  echo "srun: error: n1: task 0: Exited with exit code $code" >&2
+  last=$code
+done
+exit $last
+"""
+# More than a pipe holds follows what is looked for.
+SCONTROL = """#!/bin/sh
+echo "$*" >>"$LOG"
+echo "RequeueExit             = $REQUEUE_EXIT"
+seq 100000
+"""
+
+
+@pytest.mark.parametrize(
+    ("task_codes", "requeue_exit", "restarts", "expected", "is_requeued"),
+    [
+        ("0", "143", 0, 0, False),
+        ("143 2 143", "143", 0, 2, False),
+        ("143", "1,143", 0, 143, False),
+        ("143", "(null)", 0, 0, True),
+        ("143", "(null)", 20, 1, False),
+    ],
+)
+def test_exit_code_of_the_job(
+    tmp_path, task_codes, requeue_exit, restarts, expected, is_requeued
+):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    log = tmp_path / "log"
+    log.touch()
+    result = subprocess.run(
+        ["bash", ROOT / SCRIPT, "--train_steps=9"],
+        cwd=tmp_path,
+        env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "TASK_CODES": task_codes,
+            "REQUEUE_EXIT": requeue_exit,
+            "LOG": str(log),
+            "SLURM_JOB_ID": "7",
+            "SLURM_RESTART_COUNT": str(restarts),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == expected, result.stderr
+    # All starts of a job are of one launch.
+    assert result.stdout.startswith("of slurm-7: ")
+    assert "train --model_dir=runs/slurm --train_steps=9" in result.stdout
+    assert ("requeue 7" in log.read_text()) is is_requeued

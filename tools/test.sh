@@ -20,6 +20,7 @@ if [ "${1:-}" = --system-packages ]; then
   fi
 fi
 
+unset PYTHONPATH
 source tools/venv.sh
 setup_venv "$root" test
 if [ $# -gt 0 ]; then exec "$venv_python" -m pytest "$@"; fi
