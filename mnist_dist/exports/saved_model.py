@@ -164,12 +164,20 @@ def create_serving_module(
     return module
 
 
+def list_version_paths(directory: str) -> list[str]:
+    """Returns the versions in a directory, newest first.
+
+    They are folders named by a number, and the highest is the newest, as for
+    TensorFlow Serving.
+    """
+    names = [n for n in list_names(directory) if n.isascii() and n.isdigit()]
+    names.sort(key=int, reverse=True)
+    return [os.path.join(directory, name) for name in names]
+
+
 def list_versions(directory: str) -> list[int]:
-    """Returns the versions in a directory, newest first."""
-    names = list_names(directory)
-    return sorted(
-        (int(name) for name in names if name.isascii() and name.isdigit()), reverse=True
-    )
+    """Returns the numbers of the versions in a directory, newest first."""
+    return [int(os.path.basename(path)) for path in list_version_paths(directory)]
 
 
 def _verify(
