@@ -213,7 +213,7 @@ def _create_reports(
     each, together = predict_split(
         [model.logits for model in models], split, num_classes=num_classes
     )
-    *reports, ensemble = [
+    reports = [
         classification_report.create_classification_report(
             split.labels,
             classes=predictions.classes,
@@ -221,9 +221,9 @@ def _create_reports(
             losses=predictions.losses,
             num_classes=num_classes,
         )
-        for predictions in [*each, together]
+        for predictions in ([*each, together] if len(models) > 1 else each)
     ]
-    return reports, ensemble if len(models) > 1 else None
+    return reports[: len(models)], reports[-1] if len(models) > 1 else None
 
 
 def _print_json(
@@ -283,10 +283,16 @@ def _save_summaries(
 
 def _watch(strategy: "tf.distribute.Strategy") -> int:
     """Evaluates each checkpoint of a run once; returns the exit code."""
+    from mnist_dist.checkpoints import list_checkpoints
     from mnist_dist.evaluations.checkpoint_watch import follow_checkpoints
+    from mnist_dist.evaluations.evaluation_records import remove_records, watch_dir
     from mnist_dist.preemption import StopRequest
+    from mnist_dist.run_directory import checkpoint_dirs
 
-    directory = FLAGS.summary_dir or os.path.join(FLAGS.model_dir, "eval_watch")
+    directory = FLAGS.summary_dir or watch_dir(FLAGS.model_dir)
+    steps = [s for d in checkpoint_dirs(FLAGS.model_dir) for s in list_checkpoints(d)]
+    if steps:  # what is later than all is of a run that was sent back since
+        remove_records(directory, first_step=max(steps) + 1)
     watcher = _Watcher(strategy, directory)
     stop = StopRequest()
     stop.listen()

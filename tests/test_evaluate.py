@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -118,6 +120,43 @@ def test_watch_evaluates_each_checkpoint_once_also_after_a_restart(
     output = evaluate(fork_server, *flags)
     assert [line.split()[1] for line in output.splitlines()] == ["2", "3"]
     assert [step for step, _ in scalars(directory)["loss"]] == [1, 2, 3]
+    # The run goes back, and has not come any further yet.
+    (model_dir / "checkpoints" / "ckpt-3.index").rename(tmp_path / "3.index")
+    (model_dir / "checkpoints" / "ckpt-3.data-00000-of-00001").unlink()
+    watch = fork_server.start("mnist_dist.evaluate", *flags[:-1], "--timeout=0")
+    assert watch.wait() == 1
+    assert watch.stdout() == ""
+    assert [step for step, _ in scalars(directory)["loss"]] == [1, 2]
+    assert not (directory / "ckpt-3.json").exists()
+
+
+def test_watch_works_on_a_path_with_a_scheme(tmp_path):
+    create_run(tmp_path / "run", steps=(1, 2))
+    program = (
+        "import os, sys, tensorflow as tf\n"
+        "from mnist_dist import evaluate\n"
+        "run, remote = sys.argv[1], 'ram://watch/run'\n"
+        "for folder, _, names in os.walk(run):\n"
+        "    to = (remote + folder[len(run):])\n"
+        "    tf.io.gfile.makedirs(to)\n"
+        "    for name in names:\n"
+        "        tf.io.gfile.copy(f'{folder}/{name}', f'{to}/{name}')\n"
+        "evaluate.FLAGS(['evaluate', f'--model_dir={remote}', '--watch'])\n"
+        "assert evaluate.main([]) == 0\n"
+        "assert evaluate.main([]) == 0\n"
+        "print(sorted(tf.io.gfile.listdir(f'{remote}/eval_watch')))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "run")],
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    *lines, listed = result.stdout.splitlines()
+    assert [line.split()[1] for line in lines] == ["1", "2"]
+    assert "ckpt-1.json" in listed
+    assert "ckpt-2.json" in listed
 
 
 def test_watch_follows_a_training_to_its_end(fork_server, tmp_path):

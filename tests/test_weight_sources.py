@@ -67,7 +67,9 @@ def test_checkpoint_without_a_whole_graph_of_objects_is_an_input_error(graph, tm
         shape_and_slices=[""] * len(names),
         tensors=tensors,
     )
-    found = r"c is damaged: [^\n]+" if graph else "c: found a checkpoint without a graph"
+    found = (
+        r"c is damaged: [^\n]+" if graph else "c: found a checkpoint without a graph"
+    )
     with pytest.raises(InputError, match=found):
         load_weights(path)
 

@@ -42,11 +42,13 @@ class Weights(NamedTuple):
       source: path of what was read.
       arrays: by `<layer>/<weight>`.
       keys: the name of each array within the source.
+      choices: which of `checkpoint` and `use_ema` had a say in what was read.
     """
 
     source: str
     arrays: Arrays
     keys: dict[str, str]
+    choices: frozenset[str] = frozenset()
 
 
 def load_weights(
@@ -74,6 +76,7 @@ def load_weights(
         if any(map(_is_folder, checkpoint_dirs(path))):
             prefix, arrays = read_checkpoint(path, checkpoint)
             found = _from_checkpoint(prefix, arrays, use_ema=use_ema)
+            found = found._replace(choices=found.choices | {"checkpoint"})
         elif saved_models := _list_saved_models(path):
             found = _load_saved_model(saved_models[0])
         elif steps := checkpoints.list_checkpoints(path):
@@ -127,7 +130,7 @@ def _from_checkpoint(
     if "step" not in arrays:
         return _by_variable_names(prefix, arrays)
     kind = weights_source(arrays, prefix=prefix, use_ema=use_ema)
-    return _under(prefix, arrays, kind)
+    return _under(prefix, arrays, kind)._replace(choices=frozenset({"use_ema"}))
 
 
 def _load_saved_model(path: str) -> Weights:
