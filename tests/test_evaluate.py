@@ -13,6 +13,8 @@ import pytest
 import tensorflow as tf
 from run_factory import create_run, save_data_set
 
+from mnist_dist.data import load_dataset
+
 
 @pytest.fixture(scope="module")
 def run(fork_server, tmp_path_factory):
@@ -67,6 +69,26 @@ def test_checkpoint_on_replicas_and_saved_model_give_one_report(run, fork_server
         for name in ("num_errors", "accuracy", "confusion", "classes"):
             assert report[name] == reports[0][name]
         np.testing.assert_allclose(report["loss"], reports[0]["loss"], rtol=1e-5)
+
+
+def test_other_data_than_the_run_was_trained_on_is_warned_of(fork_server, tmp_path):
+    data_dir = save_data_set(tmp_path / "data")
+    create_run(tmp_path / "run", data_dir=data_dir)
+    save_data_set(data_dir, seed=1)
+    warning = f"was trained on other data than what is now in {data_dir}"
+    flags = [f"--model_dir={tmp_path}/run"]
+    for more, is_warned in (([], True), ([f"--data_dir={data_dir}"], False)):
+        process = fork_server.start("mnist_dist.evaluate", *flags, *more)
+        assert process.wait() == 0, process.stderr()
+        assert (warning in process.stderr()) == is_warned
+        assert process.stderr().count("\n") == is_warned
+    process = fork_server.start("mnist_dist.export", *flags)
+    assert process.wait() == 0, process.stderr()
+    assert warning in process.stderr()
+    # The card tells apart what it was trained on and what it was evaluated on.
+    card = json.loads((tmp_path / "run/export/1/model_card.json").read_text())
+    assert card["evaluation"]["data_sha256"] == load_dataset(str(data_dir)).checksum
+    assert card["evaluation"]["data_sha256"] != card["data"]["sha256"]
 
 
 def test_several_saved_models_are_an_ensemble(run, fork_server, tmp_path):

@@ -190,7 +190,10 @@ def test_choice_that_a_source_does_not_have_is_refused(mlp, tmp_path, fork_serve
     succeed("weights", "save", *flags)
     checkpoint = f"{mlp}/checkpoints/ckpt-20"
     refused = [
-        ([f"--from={file}", "--checkpoint=best"], f"--checkpoint: found it with {file}"),
+        (
+            [f"--from={file}", "--checkpoint=best"],
+            f"--checkpoint: found it with {file}",
+        ),
         ([f"--from={file}", "--use_ema"], f"--use_ema: found it with {file}"),
         ([f"--from={checkpoint}", "--checkpoint=20"], "--checkpoint: found it with"),
         ([f"--from={mlp}/export", "--nouse_ema"], "--use_ema: found it with"),
