@@ -81,6 +81,7 @@ class _Model:
       image_shape: height, width, channels.
       num_classes: width of the logits.
       data_dir: of the data set it was trained on; None is the bundled MNIST.
+      data_checksum: of that data set; None if that is not known.
       validation_examples: that its training set apart.
     """
 
@@ -89,6 +90,7 @@ class _Model:
     image_shape: tuple[int, int, int]
     num_classes: int
     data_dir: str | None
+    data_checksum: str | None
     validation_examples: int
 
 
@@ -149,6 +151,7 @@ def _create_model(
         image_shape=config.image_shape,
         num_classes=config.num_classes,
         data_dir=config.data_dir,
+        data_checksum=config.data_checksum,
         validation_examples=config.validation_examples,
     )
 
@@ -171,6 +174,7 @@ def _load_saved_model(directory: str) -> _Model:
         image_shape=classifier.image_shape,
         num_classes=classifier.num_classes,
         data_dir=data.get("data_dir"),
+        data_checksum=data.get("sha256"),
         validation_examples=data.get("validation_examples", 0),
     )
 
@@ -178,6 +182,7 @@ def _load_saved_model(directory: str) -> _Model:
 def _load_split(models: list[_Model]) -> tuple["Split", dict[str, Any]]:
     """Loads what all the models are evaluated on, and what the results say of it."""
     from mnist_dist.evaluation import load_split
+    from mnist_dist.trained_model import warn_of_other_data
 
     first = models[0]
     for other in models[1:]:
@@ -199,6 +204,14 @@ def _load_split(models: list[_Model]) -> tuple["Split", dict[str, Any]]:
         image_shape=first.image_shape,
         num_classes=first.num_classes,
     )
+    if not FLAGS.data_dir:
+        for model in models:
+            warn_of_other_data(
+                model.about["name"],
+                expected=model.data_checksum,
+                source=dataset.source,
+                found=dataset.checksum,
+            )
     about = {"source": dataset.source, "sha256": dataset.checksum, "split": split.name}
     return split, about
 
@@ -213,7 +226,7 @@ def _create_reports(
     each, together = predict_split(
         [model.logits for model in models], split, num_classes=num_classes
     )
-    *reports, ensemble = [
+    reports = [
         classification_report.create_classification_report(
             split.labels,
             classes=predictions.classes,
@@ -221,9 +234,9 @@ def _create_reports(
             losses=predictions.losses,
             num_classes=num_classes,
         )
-        for predictions in [*each, together]
+        for predictions in ([*each, together] if len(models) > 1 else each)
     ]
-    return reports, ensemble if len(models) > 1 else None
+    return reports[: len(models)], reports[-1] if len(models) > 1 else None
 
 
 def _print_json(
@@ -283,10 +296,16 @@ def _save_summaries(
 
 def _watch(strategy: "tf.distribute.Strategy") -> int:
     """Evaluates each checkpoint of a run once; returns the exit code."""
+    from mnist_dist.checkpoints import list_checkpoints
     from mnist_dist.evaluations.checkpoint_watch import follow_checkpoints
+    from mnist_dist.evaluations.evaluation_records import remove_records, watch_dir
     from mnist_dist.preemption import StopRequest
+    from mnist_dist.run_directory import checkpoint_dirs
 
-    directory = FLAGS.summary_dir or os.path.join(FLAGS.model_dir, "eval_watch")
+    directory = FLAGS.summary_dir or watch_dir(FLAGS.model_dir)
+    steps = [s for d in checkpoint_dirs(FLAGS.model_dir) for s in list_checkpoints(d)]
+    if steps:  # what is later than all is of a run that was sent back since
+        remove_records(directory, first_step=max(steps) + 1)
     watcher = _Watcher(strategy, directory)
     stop = StopRequest()
     stop.listen()

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         from mnist_dist.evaluation import load_split
         from mnist_dist.exports.model_files import export_file
         from mnist_dist.exports.saved_model import export_saved_model, list_versions
-        from mnist_dist.trained_model import load_trained_model
+        from mnist_dist.trained_model import load_trained_model, warn_of_other_data
 
     # A training may need all of the GPUs' memory meanwhile.
     tf.config.set_visible_devices([], "GPU")
@@ -62,8 +62,9 @@ def main(argv: Sequence[str]) -> int:
         FLAGS.model_dir, checkpoint=FLAGS.checkpoint, use_ema=FLAGS.use_ema
     )
     config = trained.config
+    checksum = None
     try:
-        split, _ = load_split(
+        split, dataset = load_split(
             "validation" if config.validation_examples else "test",
             data_dir=FLAGS.data_dir or config.data_dir,
             validation_examples=config.validation_examples,
@@ -75,11 +76,21 @@ def main(argv: Sequence[str]) -> int:
             raise
         logging.warning("no accuracy on the model card, for the run's data: %s", error)
         split = None
+    else:
+        checksum = dataset.checksum
+        if not FLAGS.data_dir:
+            warn_of_other_data(
+                trained.checkpoint,
+                expected=config.data_checksum,
+                source=dataset.source,
+                found=checksum,
+            )
     directory = FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir)
     about = {
         "config": config,
         "uses_ema": trained.uses_ema,
         "evaluation": split,
+        "evaluation_checksum": checksum,
         "overwrite": FLAGS.overwrite,
     }
     if FLAGS.format == "saved_model":

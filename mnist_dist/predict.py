@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from mnist_dist import program
-from mnist_dist.errors import InputError, RunError
+from mnist_dist.errors import InputError
 from mnist_dist.predictions.digit_images import PREPROCESS, fit_images
 from mnist_dist.predictions.image_files import find_files, read_batches
 from mnist_dist.predictions.prediction_formats import (
@@ -94,25 +94,18 @@ def main(argv: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     drawing = prepare_output()
     exit_code = 0
-    try:
-        print(format_header(FLAGS.format, top_k=FLAGS.top_k), end="", flush=True)
-        for batch in batches:
-            if isinstance(batch, InputError):
-                program.print_error(batch)
-                exit_code = program.EXIT_INPUT
-                continue
-            probabilities, logits = classifier.classify(batch.images)
-            classes, probabilities = select_best(probabilities, logits, FLAGS.top_k)
-            text = format_predictions(
-                FLAGS.format, batch, classes, probabilities, drawing=drawing
-            )
-            print(text, end="", flush=True)
-    except OSError as error:
-        # Python would try again at exit to write what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # who reads, as `head`, has seen enough
-            return program.EXIT_FAILED
-        raise RunError(f"standard output: {error.strerror}") from error
+    print(format_header(FLAGS.format, top_k=FLAGS.top_k), end="", flush=True)
+    for batch in batches:
+        if isinstance(batch, InputError):
+            program.print_error(batch)
+            exit_code = program.EXIT_INPUT
+            continue
+        probabilities, logits = classifier.classify(batch.images)
+        classes, probabilities = select_best(probabilities, logits, FLAGS.top_k)
+        text = format_predictions(
+            FLAGS.format, batch, classes, probabilities, drawing=drawing
+        )
+        print(text, end="", flush=True)
     return exit_code
 
 

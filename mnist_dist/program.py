@@ -1,6 +1,7 @@
 """What every program does around its `main`: flags in, an exit code out."""
 
 import contextlib
+import errno
 import io
 import math
 import os
@@ -18,6 +19,8 @@ EXIT_FAILED = 1
 EXIT_INPUT = 2  # wrong flags, configuration or data: never worth retrying
 EXIT_STOPPED = 143  # stopped after saving: run it again and it goes on
 
+_DESCRIPTORS = {"stdout": 1, "stderr": 2}
+
 
 def run(
     main: Callable[[Sequence[str]], int | None],
@@ -31,7 +34,8 @@ def run(
 
     Wrong flags and every `InputError` become one line on standard error, exit 2;
     every `RunError` one line, exit 1; every `PeerError` one line, exit 143. A standard
-    output that nobody reads any more ends it, exit 1, unless it is to `outlive` that.
+    output that takes no more, as on a full disk, ends it with one line, exit 1, unless
+    it is to `outlive` that; without a word where its reader has seen enough, as `head`.
 
     With `leaves_at_once` nothing is torn down at the end: a worker's TensorFlow takes
     seconds for that, and more if another worker is gone.
@@ -42,6 +46,10 @@ def run(
 
     logging.set_verbosity(logging.WARNING)
     outlive("stderr")
+    if _asks_help(sys.argv):
+        outlive("stdout")  # `--help | head`
+    elif sys.stdout is not None:
+        _wrap("stdout", _ReportingFile, errors=sys.stdout.errors)
 
     def guarded(argv: list[str]) -> int | None:
         try:
@@ -50,8 +58,7 @@ def run(
                     f"unexpected argument {argv[1]!r}: flags begin with --"
                 )
             code = main(argv)
-            if sys.stdout is not None:  # it may have been closed from the start
-                sys.stdout.flush()
+            _flush_stdout()
             return code
         except InputError as error:
             _fail(error, EXIT_INPUT)
@@ -59,21 +66,19 @@ def run(
             _fail(error, EXIT_FAILED)
         except PeerError as error:
             _fail(error, EXIT_STOPPED)
-        except BrokenPipeError:
-            if sys.stdout is not sys.__stdout__:  # it outlives that: another pipe broke
-                raise
-            # Who read the output has seen enough, as `head` does: no words about it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            sys.exit(EXIT_FAILED)
+        except _OutputError as error:
+            if isinstance(error.__cause__, BrokenPipeError):
+                sys.exit(EXIT_FAILED)
+            _fail(error, EXIT_FAILED)
         except KeyboardInterrupt:
             sys.exit(130)
+        finally:
+            # What an error left unwritten: Python's own try, at exit, would end in 120.
+            with contextlib.suppress(_OutputError):
+                _flush_stdout()
 
     try:
         app.run(guarded, flags_parser=_parse)
-    except BrokenPipeError:
-        # Who read standard output has seen enough, as `head` does: no words about it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(EXIT_FAILED)
     except SystemExit as end:
         if leaves_at_once and (end.code is None or isinstance(end.code, int)):
             _leave(end.code or 0)
@@ -107,20 +112,34 @@ def outlive(name: str) -> None:
     Args:
       name: `stdout` or `stderr`; one that is not the interpreter's own stays.
     """
-    stream = getattr(sys, name)
-    if stream is not getattr(sys, f"__{name}__"):
-        return
-    descriptor = {"stdout": 1, "stderr": 2}[name]
-    if stream is None:  # it was closed: the next file must not take its number
-        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-    lasting = io.TextIOWrapper(
-        io.BufferedWriter(_UnfailingFile(descriptor, "w", closefd=False)),
-        encoding=stream.encoding if stream else "utf-8",
-        errors="backslashreplace",
-        line_buffering=stream.line_buffering if stream else True,
-        write_through=stream.write_through if stream else False,
-    )
-    setattr(sys, name, lasting)
+    if getattr(sys, name) is None:  # it was closed: no file must take its number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _DESCRIPTORS[name])
+    _wrap(name, _UnfailingFile, errors="backslashreplace")
+
+
+class _OutputError(Exception):
+    """Standard output takes no more; the cause says why.
+
+    No `OSError`: nobody is to take it for one of the files that a program works on.
+    """
+
+
+class _ReportingFile(io.FileIO):
+    """Tells once that it cannot be written, and drops what comes after that."""
+
+    is_lost = False
+
+    def write(self, data: Any) -> int:
+        if self.is_lost:
+            return len(data)
+        try:
+            written = super().write(data)
+            if written is None:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            return written
+        except OSError as error:
+            self.is_lost = True
+            raise _OutputError(f"standard output: {error.strerror}") from error
 
 
 class _UnfailingFile(io.FileIO):
@@ -132,6 +151,26 @@ class _UnfailingFile(io.FileIO):
         except OSError:
             written = None
         return len(data) if written is None else written
+
+
+def _wrap(name: str, kind: type[io.FileIO], *, errors: str | None) -> None:
+    """Has a standard stream, if it is the interpreter's own, write by another class."""
+    stream = getattr(sys, name)
+    if stream is not getattr(sys, f"__{name}__"):
+        return
+    wrapped = io.TextIOWrapper(
+        io.BufferedWriter(kind(_DESCRIPTORS[name], "w", closefd=False)),
+        encoding=stream.encoding if stream else "utf-8",
+        errors=errors,
+        line_buffering=stream.line_buffering if stream else True,
+        write_through=stream.write_through if stream else False,
+    )
+    setattr(sys, name, wrapped)
+
+
+def _flush_stdout() -> None:
+    if sys.stdout is not None:  # it may have been closed from the start
+        sys.stdout.flush()
 
 
 @contextlib.contextmanager
@@ -158,15 +197,13 @@ def quiet_imports() -> Iterator[None]:
 
 def _leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BrokenPipeError):
-            stream.flush()
+        stream.flush()
     os._exit(code)
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
         if _asks_help(argv):
-            outlive("stdout")  # `--help | head`
             # absl knows --help only from its own parser of the command line.
             return app.parse_flags_with_usage(argv)
         return parse(argv)

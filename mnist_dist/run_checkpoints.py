@@ -9,6 +9,7 @@ import tensorflow as tf
 from mnist_dist import checkpoints
 from mnist_dist.data.reading import quoted
 from mnist_dist.errors import InputError
+from mnist_dist.evaluations.evaluation_records import remove_records, watch_dir
 from mnist_dist.exports.saved_model import list_versions
 from mnist_dist.run_directory import (
     best_dir,
@@ -41,6 +42,21 @@ class RunCheckpoint(NamedTuple):
     is_best: bool
     damage: str
     path: str
+
+
+class Reverted(NamedTuple):
+    """What became of a run that was sent back.
+
+    Attributes:
+      step: from which it goes on.
+      set_aside: the paths that later checkpoints had; each is now in a folder
+        `later-than-<step>` beside it.
+      stale_exports: exports of later steps, which are still there.
+    """
+
+    step: int
+    set_aside: list[str]
+    stale_exports: list[str]
 
 
 def check_run(model_dir: str) -> None:
@@ -92,13 +108,11 @@ def list_run_checkpoints(model_dir: str) -> list[RunCheckpoint]:
     return sorted(rows, key=lambda row: row.step, reverse=True)
 
 
-def revert_run(model_dir: str, step: int) -> list[str]:
+def revert_run(model_dir: str, step: int) -> Reverted:
     """Makes a run go on from an earlier checkpoint; the later ones are set aside.
 
-    Metrics and events of later steps are dropped when the run is started again.
-
-    Returns:
-      What a person should know of it, in lines.
+    What `evaluate --watch` recorded of later steps goes too; the run's own metrics and
+    events of them are dropped when it is started again.
 
     Raises:
       InputError: the directory is not a run's, the run is being written, or there is
@@ -119,21 +133,18 @@ def revert_run(model_dir: str, step: int) -> list[str]:
             write_checkpoint(
                 model_dir, checkpoints.read_step(best_dir(model_dir), step), step=step
             )
-        lines = [f"{model_dir} goes on from step {step}"]
+        later = []
         for directory in checkpoint_dirs(model_dir):
-            later = [s for s in checkpoints.list_checkpoints(directory) if s > step]
-            checkpoints.set_aside_later(directory, step)
-            lines += [
-                f"set aside  {checkpoints.checkpoint_prefix(directory, s)}, now in a "
-                f"folder later-than-{step}"
-                for s in later
+            later += [
+                checkpoints.checkpoint_prefix(directory, s)
+                for s in checkpoints.list_checkpoints(directory)
+                if s > step
             ]
-    stale = [v for v in list_versions(export_dir(model_dir)) if v > step]
-    lines += [
-        f"still there: export of a later step, {export_dir(model_dir)}/{v}"
-        for v in stale
-    ]
-    return lines
+            checkpoints.set_aside_later(directory, step)
+        remove_records(watch_dir(model_dir), first_step=step + 1)
+    exports = export_dir(model_dir)
+    stale = [os.path.join(exports, str(v)) for v in list_versions(exports) if v > step]
+    return Reverted(step, later, stale)
 
 
 def write_checkpoint(model_dir: str, arrays: checkpoints.Arrays, *, step: int) -> str:

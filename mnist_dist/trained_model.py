@@ -137,6 +137,28 @@ def load_trained_model(
     return restore(state, config=config, prefix=prefix, arrays=arrays, use_ema=use_ema)
 
 
+def warn_of_other_data(
+    model: str, *, expected: str | None, source: str, found: str
+) -> None:
+    """Warns if a data set is not the one that a model was trained on.
+
+    Args:
+      model: its name.
+      expected: checksum of what it was trained on; None or empty if that is not known.
+      source: where the data set was read.
+      found: its checksum.
+    """
+    if expected and found != expected:
+        logging.warning(
+            "%s was trained on other data than what is now in %s (SHA-256 %s..., not "
+            "%s...): the results may mean nothing",
+            model,
+            source,
+            found[:12],
+            expected[:12],
+        )
+
+
 def create_inference_state(config: RunConfig, *, model_dir: str) -> TrainState:
     """Builds the model of a run with initial weights, and nothing to train it with.
 

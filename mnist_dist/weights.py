@@ -20,6 +20,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -68,7 +69,7 @@ def _list() -> None:
 
     from mnist_dist.layers.layer_weights import layer_of
 
-    weights = _load("from")
+    (weights,) = _load("from")
     rows = [
         {
             "layer": layer_of(name),
@@ -84,33 +85,33 @@ def _list() -> None:
 
 
 def _save() -> None:
-    weights = _load("from")
+    (weights,) = _load("from")
     _save_file(weights.source, _selected(weights))
 
 
 def _transplant() -> None:
+    (weights,) = _load("from")
     if FLAGS.output:
         from mnist_dist.layers.transplant import rename_layers
 
-        weights = _load("from")
         pairs = _layer_map() or [(layer, layer) for layer in _layers_of(weights)]
         _save_file(weights.source, rename_layers(weights, pairs), pairs)
     else:
-        _put_into_run(_layer_map())
+        _put_into_run(weights, _layer_map())
 
 
 def _load_into_run() -> None:
+    (weights,) = _load("from")
     # All of them are named, so all must fit.
-    _put_into_run(_layer_map() or [(n, n) for n in _layers_of(_load("from"))])
+    _put_into_run(weights, _layer_map() or [(n, n) for n in _layers_of(weights)])
 
 
-def _put_into_run(pairs: list[tuple[str, str]]) -> None:
+def _put_into_run(weights: "Weights", pairs: list[tuple[str, str]]) -> None:
     from mnist_dist import run_checkpoints
     from mnist_dist.layers import transplant
-    from mnist_dist.run_directory import checkpoint_dir, open_for_writing
+    from mnist_dist.run_directory import open_for_writing
     from mnist_dist.trained_model import read_checkpoint
 
-    weights = _load("from")
     run_checkpoints.check_run(FLAGS.model_dir)
     with open_for_writing(FLAGS.model_dir):
         _, arrays = read_checkpoint(FLAGS.model_dir, "latest")
@@ -123,11 +124,11 @@ def _put_into_run(pairs: list[tuple[str, str]]) -> None:
         step = int(arrays["step"])
         before = run_checkpoints.set_aside(FLAGS.model_dir, step)
         changed = transplant.replace_weights(arrays, fit.applied)
-        run_checkpoints.write_checkpoint(FLAGS.model_dir, changed, step=step)
+        path = run_checkpoints.write_checkpoint(FLAGS.model_dir, changed, step=step)
     _print(
         {
             "source": weights.source,
-            "changed": f"{checkpoint_dir(FLAGS.model_dir)}/ckpt-{step}",
+            "changed": path,
             "before": before,
             "optimizer": "its slots of the applied layers are zero again",
             "accuracy": "any recorded at this step is of the weights before",
@@ -139,7 +140,7 @@ def _put_into_run(pairs: list[tuple[str, str]]) -> None:
 def _diff() -> None:
     from mnist_dist.layers.layer_differences import diff_layers
 
-    first, second = _load("from"), _load("to")
+    first, second = _load("from", "to")
     rows = [row._asdict() for row in diff_layers(first, second)]
     is_same = all(r["num_different"] == 0 and not r["note"] for r in rows)
     _print(
@@ -168,7 +169,15 @@ def _checkpoints() -> None:
 def _revert() -> None:
     from mnist_dist.run_checkpoints import revert_run
 
-    _print({}, [{"": line} for line in revert_run(FLAGS.model_dir, FLAGS.step)])
+    reverted = revert_run(FLAGS.model_dir, FLAGS.step)
+    if FLAGS.format == "json":
+        print(json.dumps({"run": FLAGS.model_dir} | reverted._asdict(), indent=2))
+        return
+    print(f"{FLAGS.model_dir} goes on from step {reverted.step}")
+    for path in reverted.set_aside:
+        print(f"set aside  {path}, now in a folder later-than-{reverted.step}")
+    for path in reverted.stale_exports:
+        print(f"still there: export of a later step, {path}")
 
 
 class _Action(NamedTuple):
@@ -218,6 +227,10 @@ def _check_command_line(arguments: Sequence[str]) -> _Action:
         raise InputError(
             f"--model_dir and --output: found {found}, expected one of them"
         )
+    if FLAGS.output and os.path.basename(FLAGS.output) == ".npz":
+        raise InputError(
+            f"--output: found {FLAGS.output!r}, a hidden file, expected NAME.npz"
+        )
     program.check_checkpoint(FLAGS.checkpoint)
     _layer_map()
     return action
@@ -240,7 +253,21 @@ def _layers() -> list[str]:
     return list(itertools.chain(*FLAGS.layers))
 
 
-def _load(flag: str) -> "Weights":
+def _load(*names: str) -> "list[Weights]":
+    """Reads what these flags name.
+
+    Raises:
+      InputError: one cannot be read, or --checkpoint or --use_ema choose from none.
+    """
+    loaded = [_load_one(name) for name in names]
+    for flag, kind in (("checkpoint", "a run"), ("use_ema", "a run or its checkpoint")):
+        if FLAGS[flag].present and not any(flag in w.choices for w in loaded):
+            sources = " and ".join(weights.source for weights in loaded)
+            raise InputError(f"--{flag}: found it with {sources}, expected {kind}")
+    return loaded
+
+
+def _load_one(flag: str) -> "Weights":
     from mnist_dist.layers.weight_sources import load_weights
 
     try:

@@ -328,6 +328,7 @@ BAD_FLAGS = [
     ("weights", ["list", FROM, "--layers=lost"], "found no layer 'lost', expected one of: dense_layer_1"),
     ("weights", ["list", FROM, "--checkpoint=-1"], "--checkpoint: found '-1', expected"),
     ("weights", ["save", FROM], "--output: found nothing, expected"),
+    ("weights", ["save", FROM, "--output=HERE/.npz"], "/.npz', a hidden file, expected NAME.npz"),
     ("weights", ["save", FROM, "--output=GOOD/file"], "GOOD/file': found something there, expected"),
     ("weights", ["save", FROM, "--output=GOOD/file/f.npz"], "GOOD/file/f.npz': cannot be written"),
     ("weights", ["save", FROM, "--output=HERE/o", "--layers=../x"], "found the layer name '../x', expected"),

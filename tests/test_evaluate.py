@@ -4,12 +4,16 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from run_factory import create_run, save_data_set
+
+from mnist_dist.data import load_dataset
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +71,26 @@ def test_checkpoint_on_replicas_and_saved_model_give_one_report(run, fork_server
         np.testing.assert_allclose(report["loss"], reports[0]["loss"], rtol=1e-5)
 
 
+def test_other_data_than_the_run_was_trained_on_is_warned_of(fork_server, tmp_path):
+    data_dir = save_data_set(tmp_path / "data")
+    create_run(tmp_path / "run", data_dir=data_dir)
+    save_data_set(data_dir, seed=1)
+    warning = f"was trained on other data than what is now in {data_dir}"
+    flags = [f"--model_dir={tmp_path}/run"]
+    for more, is_warned in (([], True), ([f"--data_dir={data_dir}"], False)):
+        process = fork_server.start("mnist_dist.evaluate", *flags, *more)
+        assert process.wait() == 0, process.stderr()
+        assert (warning in process.stderr()) == is_warned
+        assert process.stderr().count("\n") == is_warned
+    process = fork_server.start("mnist_dist.export", *flags)
+    assert process.wait() == 0, process.stderr()
+    assert warning in process.stderr()
+    # The card tells apart what it was trained on and what it was evaluated on.
+    card = json.loads((tmp_path / "run/export/1/model_card.json").read_text())
+    assert card["evaluation"]["data_sha256"] == load_dataset(str(data_dir)).checksum
+    assert card["evaluation"]["data_sha256"] != card["data"]["sha256"]
+
+
 def test_several_saved_models_are_an_ensemble(run, fork_server, tmp_path):
     directories = [f"--export_dir={run}/export{step}" for step in (1, 3)]
     flags = [*directories, "--format=json", f"--summary_dir={tmp_path}"]
@@ -118,6 +142,43 @@ def test_watch_evaluates_each_checkpoint_once_also_after_a_restart(
     output = evaluate(fork_server, *flags)
     assert [line.split()[1] for line in output.splitlines()] == ["2", "3"]
     assert [step for step, _ in scalars(directory)["loss"]] == [1, 2, 3]
+    # The run goes back, and has not come any further yet.
+    (model_dir / "checkpoints" / "ckpt-3.index").rename(tmp_path / "3.index")
+    (model_dir / "checkpoints" / "ckpt-3.data-00000-of-00001").unlink()
+    watch = fork_server.start("mnist_dist.evaluate", *flags[:-1], "--timeout=0")
+    assert watch.wait() == 1
+    assert watch.stdout() == ""
+    assert [step for step, _ in scalars(directory)["loss"]] == [1, 2]
+    assert not (directory / "ckpt-3.json").exists()
+
+
+def test_watch_works_on_a_path_with_a_scheme(tmp_path):
+    create_run(tmp_path / "run", steps=(1, 2))
+    program = (
+        "import os, sys, tensorflow as tf\n"
+        "from mnist_dist import evaluate\n"
+        "run, remote = sys.argv[1], 'ram://watch/run'\n"
+        "for folder, _, names in os.walk(run):\n"
+        "    to = (remote + folder[len(run):])\n"
+        "    tf.io.gfile.makedirs(to)\n"
+        "    for name in names:\n"
+        "        tf.io.gfile.copy(f'{folder}/{name}', f'{to}/{name}')\n"
+        "evaluate.FLAGS(['evaluate', f'--model_dir={remote}', '--watch'])\n"
+        "assert evaluate.main([]) == 0\n"
+        "assert evaluate.main([]) == 0\n"
+        "print(sorted(tf.io.gfile.listdir(f'{remote}/eval_watch')))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "run")],
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    *lines, listed = result.stdout.splitlines()
+    assert [line.split()[1] for line in lines] == ["1", "2"]
+    assert "ckpt-1.json" in listed
+    assert "ckpt-2.json" in listed
 
 
 def test_watch_follows_a_training_to_its_end(fork_server, tmp_path):

@@ -241,6 +241,20 @@ def test_full_disk_is_one_line(run_dir, png_dir):
     )
 
 
+def test_unreadable_standard_input_is_one_line_and_the_rest_is_done(run_dir, png_dir):
+    with open(os.devnull, "wb") as write_only:
+        result = predict_afresh(
+            *(f"--model_dir={run_dir}", "--format=json", "-", png_dir / "00000.png"),
+            stdin=write_only,
+        )
+    assert result.returncode == 2
+    assert [row["file"] for row in rows(result)] == [str(png_dir / "00000.png")]
+    assert result.stderr.endswith(
+        b"error: standard input: cannot be read (Bad file descriptor)\n"
+    )
+    assert result.stderr.count(b"\n") == 1
+
+
 @pytest.mark.parametrize(("stream", "name"), [("<&-", "input"), (">&-", "output")])
 def test_closed_stream_is_one_line(stream, name, run_dir):
     command = f"exec {sys.executable} -m mnist_dist.predict --model_dir={run_dir} -"

@@ -117,6 +117,42 @@ def test_program_whose_output_is_its_work_ends_with_its_reader(start, is_done):
     assert not is_done()
 
 
+@pytest.mark.parametrize("fail", ["", "1"])
+def test_full_disk_under_output_that_is_the_work_is_one_line(fail, start, is_done):
+    with open("/dev/full", "wb") as full:
+        process = start(
+            stdout=full, stderr=subprocess.PIPE, env={"OUTLIVE": "", "FAIL": fail}
+        )
+        _, errors = process.communicate(b"\n\n\n", timeout=60)
+    assert process.returncode == 1
+    assert errors == b"-c: error: standard output: No space left on device\n"
+    assert not is_done()
+
+
+def test_full_disk_that_only_the_last_flush_meets_is_one_line():
+    program = "from mnist_dist import program\nprogram.run(lambda argv: print('x'))"
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE
+        )
+    assert result.returncode == 1
+    assert result.stderr == b"-c: error: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize(("error", "code"), [("InputError", 2), ("ValueError", 1)])
+def test_other_error_keeps_its_exit_code_on_a_full_disk(error, code):
+    program = (
+        "from mnist_dist import program\nfrom mnist_dist.errors import InputError\n"
+        f"def main(argv):\n    print('x')\n    raise {error}('y')\nprogram.run(main)"
+    )
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE
+        )
+    assert result.returncode == code
+    assert b"No space left" not in result.stderr
+
+
 def test_help_may_be_cut_short_by_its_reader():
     # Long enough that a pipe does not take it all.
     flags = "for n in range(2000): flags.DEFINE_string(f'f{n}', None, 'help ' * 20)\n"

@@ -1,5 +1,6 @@
 """What Keras and others wrote is read by layer; what is none of it is one line."""
 
+import os
 import struct
 import time
 import zipfile
@@ -7,7 +8,9 @@ import zipfile
 import keras
 import pytest
 import tensorflow as tf
+from run_factory import create_run
 
+from mnist_dist.checkpoints import OBJECT_GRAPH
 from mnist_dist.errors import InputError
 from mnist_dist.layers.weight_sources import load_weights
 from mnist_dist.train_state import weight_path
@@ -51,6 +54,40 @@ def test_what_keras_wrote_is_read_by_layer(form, tmp_path):
     else:
         path = tf.train.Checkpoint(model=model).write(str(tmp_path / "c"))
     assert_same(load_weights(path).arrays, of_model(model))
+
+
+@pytest.mark.parametrize("graph", [None, b"\xff\xff"])
+def test_checkpoint_without_a_whole_graph_of_objects_is_an_input_error(graph, tmp_path):
+    path = str(tmp_path / "c")
+    names = ["hidden/kernel"] + ([OBJECT_GRAPH] if graph else [])
+    tensors = [tf.ones([2])] + ([tf.constant(graph)] if graph else [])
+    tf.raw_ops.SaveV2(
+        prefix=path,
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        tensors=tensors,
+    )
+    found = (
+        r"c is damaged: [^\n]+" if graph else "c: found a checkpoint without a graph"
+    )
+    with pytest.raises(InputError, match=found):
+        load_weights(path)
+
+
+def test_run_with_a_scheme_is_read_as_a_local_one(tmp_path):
+    create_run(tmp_path / "run")
+    expected = load_weights(str(tmp_path / "run"))
+    remote = "ram://weight_sources/run"
+    for folder, _, names in os.walk(tmp_path / "run"):
+        target = f"{remote}/{os.path.relpath(folder, tmp_path / 'run')}"
+        target = target.removesuffix("/.")
+        tf.io.gfile.makedirs(target)
+        for name in names:
+            tf.io.gfile.copy(os.path.join(folder, name), f"{target}/{name}")
+    for path in (remote, f"{remote}/checkpoints/ckpt-1"):
+        found = load_weights(path)
+        assert found.source == f"{remote}/checkpoints/ckpt-1"
+        assert_same(found.arrays, expected.arrays)
 
 
 def test_keras_file_whose_layers_are_huge_is_refused_before_it_is_built(tmp_path):

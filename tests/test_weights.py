@@ -8,8 +8,10 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from run_factory import create_run
 
 from mnist_dist.checkpoints import list_checkpoints, load_arrays
+from mnist_dist.evaluations.evaluation_records import save_record
 from mnist_dist.layers.layer_weights import load_layer, set_layer
 from mnist_dist.layers.weight_sources import load_weights
 from mnist_dist.run_directory import open_for_writing
@@ -159,10 +161,53 @@ def test_checkpoints_are_listed_and_gone_back_to(mlp, tmp_path):
     assert result.returncode == 2
     assert "found 40, expected one of the whole checkpoints" in result.stderr
     assert list_checkpoints(f"{run_dir}/checkpoints") == [60, 40, 20]
+    watched = f"{run_dir}/eval_watch"
+    os.mkdir(watched)
+    for step in (20, 40):
+        save_record(watched, step, {"step": step})
     output = succeed("weights", "revert", f"--model_dir={run_dir}", "--step=20")
     assert "goes on from step 20" in output
+    assert os.listdir(watched) == ["ckpt-20.json"]
     assert list_checkpoints(f"{run_dir}/checkpoints") == [20]
     assert list_checkpoints(f"{run_dir}/checkpoints/later-than-20") == [60, 40]
+
+
+def test_revert_as_json_says_what_became_of_the_run(tmp_path):
+    create_run(tmp_path, steps=(1, 2), best_step=2)
+    (tmp_path / "export" / "2").mkdir(parents=True)
+    flags = [f"--model_dir={tmp_path}", "--step=1", "--format=json"]
+    assert json.loads(succeed("weights", "revert", *flags)) == {
+        "run": str(tmp_path),
+        "step": 1,
+        "set_aside": [f"{tmp_path}/checkpoints/ckpt-2", f"{tmp_path}/best/ckpt-2"],
+        "stale_exports": [f"{tmp_path}/export/2"],
+    }
+
+
+def test_choice_that_a_source_does_not_have_is_refused(mlp, tmp_path, fork_server):
+    file = f"{tmp_path}/F.npz"
+    flags = [f"--from={mlp}", f"--output={file}", "--checkpoint=20", "--nouse_ema"]
+    succeed("weights", "save", *flags)
+    checkpoint = f"{mlp}/checkpoints/ckpt-20"
+    refused = [
+        (
+            [f"--from={file}", "--checkpoint=best"],
+            f"--checkpoint: found it with {file}",
+        ),
+        ([f"--from={file}", "--use_ema"], f"--use_ema: found it with {file}"),
+        ([f"--from={checkpoint}", "--checkpoint=20"], "--checkpoint: found it with"),
+        ([f"--from={mlp}/export", "--nouse_ema"], "--use_ema: found it with"),
+    ]
+    for flags, message in refused:
+        process = fork_server.start("mnist_dist.weights", "list", *flags)
+        assert process.wait() == 2, flags
+        assert message in process.stderr()
+        assert process.stderr().count("\n") == 1
+    # Of two sources one may have it.
+    flags = [f"--from={mlp}", f"--to={file}", "--checkpoint=20", "--nouse_ema"]
+    process = fork_server.start("mnist_dist.weights", "diff", *flags)
+    assert process.wait() == 0, process.stderr()
+    assert "equal      yes" in process.stdout()
 
 
 def test_layer_in_three_lines(mlp):

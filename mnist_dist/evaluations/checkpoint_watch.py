@@ -1,14 +1,17 @@
 """The checkpoints of a training that goes on, one after the other as they appear."""
 
+import contextlib
 import dataclasses
 import os
 import time
 from collections.abc import Callable
 from typing import Literal
 
+import tensorflow as tf
 from absl import logging
 
 from mnist_dist import checkpoints
+from mnist_dist.durable_files import is_local
 from mnist_dist.errors import InputError
 from mnist_dist.run_directory import checkpoint_dir
 from mnist_dist.trained_model import RunConfig, is_last, load_run_config
@@ -90,13 +93,17 @@ def _list_written(directory: str) -> list[tuple[int, int]]:
     """Returns step and time of each complete checkpoint, newest step first."""
     found = []
     for step in checkpoints.list_checkpoints(directory):
-        try:
-            # The index comes last and goes first.
-            index = f"{checkpoints.checkpoint_prefix(directory, step)}.index"
-            found.append((step, os.stat(index).st_mtime_ns))
-        except FileNotFoundError:
-            continue
+        # The index comes last and goes first.
+        index = f"{checkpoints.checkpoint_prefix(directory, step)}.index"
+        with contextlib.suppress(FileNotFoundError, tf.errors.NotFoundError):
+            found.append((step, _written(index)))
     return found
+
+
+def _written(path: str) -> int:
+    if is_local(path):
+        return os.stat(path).st_mtime_ns
+    return tf.io.gfile.stat(path).mtime_nsec  # TensorFlow knows whole seconds
 
 
 def _read(model_dir: str, step: int, written: int) -> NewCheckpoint | None:

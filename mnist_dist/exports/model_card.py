@@ -45,6 +45,7 @@ def describe_model(
     config: RunConfig,
     uses_ema: bool,
     evaluation: Mapping[str, Any] | None,
+    evaluation_checksum: str | None = None,
 ) -> dict[str, Any]:
     """Returns the part of a card that tells whence a model came.
 
@@ -53,7 +54,11 @@ def describe_model(
       config: of the run.
       uses_ema: whether the inference weights are a moving average.
       evaluation: what it gets right; None if that is not known.
+      evaluation_checksum: of the data set that it was evaluated on; None: the run's.
     """
+    if evaluation is not None:
+        checksum = evaluation_checksum or config.data_checksum
+        evaluation = {**evaluation, "data_sha256": checksum}
     return {
         "moving_average": uses_ema,
         "num_parameters": sum(int(np.prod(p.shape)) for p in state.parameters),

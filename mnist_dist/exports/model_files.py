@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from mnist_dist.data import Split
+from mnist_dist.durable_files import naming, publishing, remove
 from mnist_dist.errors import InputError
 from mnist_dist.evaluation import LogitsFunction
 from mnist_dist.exports import model_card
@@ -35,6 +36,7 @@ def export_file(
     config: RunConfig,
     uses_ema: bool,
     evaluation: Split | None,
+    evaluation_checksum: str | None = None,
     overwrite: bool = False,
 ) -> Export:
     """Writes the state's inference weights as `directory/model-<step>.<format>`.
@@ -52,6 +54,7 @@ def export_file(
       config: of the run, for the model card.
       uses_ema: whether the inference weights are a moving average.
       evaluation: images and labels whose results go on the model card.
+      evaluation_checksum: of the data set that they are of; None: the run's.
       overwrite: replace a file of that name that holds another model.
 
     Raises:
@@ -95,14 +98,24 @@ def export_file(
         check_logits(path, found, expected=expected, dtype=state.model.compute_dtype)
         results = evaluate_export(logits, evaluation, num_classes=config.num_classes)
         about = model_card.describe_model(
-            state, config=config, uses_ema=uses_ema, evaluation=results
+            state,
+            config=config,
+            uses_ema=uses_ema,
+            evaluation=results,
+            evaluation_checksum=evaluation_checksum,
         )
         model_card.save_model_card(written, content | about)
-        # The card first: with its sum it fits no other file, nor half of this one.
-        with exporting(model_card.card_path(path), overwrite=True) as staging:
-            tf.io.gfile.copy(model_card.card_path(written), staging)
+        card = model_card.card_path(path)
         with exporting(path, overwrite=overwrite) as staging:
             tf.io.gfile.copy(written, staging)
+            # At no moment lies one model beside the card of another.
+            if overwrite or not tf.io.gfile.exists(path):
+                remove(card)
+        with (
+            naming(card, so=f"{path} was published without its card"),
+            publishing(card) as staging,
+        ):
+            tf.io.gfile.copy(model_card.card_path(written), staging)
     return Export(path, is_new=True)
 
 

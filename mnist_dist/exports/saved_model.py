@@ -46,6 +46,7 @@ def export_saved_model(
     config: RunConfig,
     uses_ema: bool,
     evaluation: Split | None,
+    evaluation_checksum: str | None = None,
     version: int | None = None,
     overwrite: bool = False,
 ) -> Export:
@@ -70,6 +71,7 @@ def export_saved_model(
       uses_ema: whether the inference weights are a moving average.
       evaluation: images and labels whose results go on the model card, and whose
         predictions must survive the round trip; None takes noise for that.
+      evaluation_checksum: of the data set that they are of; None: the run's.
       version: number of the version; None is the step.
       overwrite: replace another model under this number.
 
@@ -103,7 +105,11 @@ def export_saved_model(
         save_warmup_requests(staging, _warmup_requests(config.image_shape))
         results = _verify(staging, state, config, evaluation)
         about = model_card.describe_model(
-            state, config=config, uses_ema=uses_ema, evaluation=results
+            state,
+            config=config,
+            uses_ema=uses_ema,
+            evaluation=results,
+            evaluation_checksum=evaluation_checksum,
         )
         about["signatures"] = _describe_signatures(signatures)
         model_card.save_model_card(staging, content | about)
@@ -164,12 +170,20 @@ def create_serving_module(
     return module
 
 
+def list_version_paths(directory: str) -> list[str]:
+    """Returns the versions in a directory, newest first.
+
+    They are folders named by a number, and the highest is the newest, as for
+    TensorFlow Serving.
+    """
+    names = [n for n in list_names(directory) if n.isascii() and n.isdigit()]
+    names.sort(key=int, reverse=True)
+    return [os.path.join(directory, name) for name in names]
+
+
 def list_versions(directory: str) -> list[int]:
-    """Returns the versions in a directory, newest first."""
-    names = list_names(directory)
-    return sorted(
-        (int(name) for name in names if name.isascii() and name.isdigit()), reverse=True
-    )
+    """Returns the numbers of the versions in a directory, newest first."""
+    return [int(os.path.basename(path)) for path in list_version_paths(directory)]
 
 
 def _verify(

@@ -16,7 +16,7 @@ class LayerDifference(NamedTuple):
       layer: its name.
       note: empty; or why it cannot be compared.
       num_values: numbers compared.
-      num_different: how many are not equal bit for bit.
+      num_different: how many are not equal; 0.0 equals -0.0, and NaN equals NaN.
       max_abs: the largest difference.
       norm: Euclidean norm of the difference.
       relative: that, divided by the norm of the first source's weights.

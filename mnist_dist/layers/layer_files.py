@@ -18,12 +18,11 @@ from typing import IO
 
 import numpy as np
 
+from mnist_dist.checkpoints import Arrays
 from mnist_dist.data.npy import read_npy_data, read_npy_header
 from mnist_dist.data.reading import max_unpacked_bytes, open_file, quoted
 from mnist_dist.durable_files import FILE_ERRORS, publishing, reason
 from mnist_dist.errors import InputError, RunError
-
-Arrays = dict[str, np.ndarray]
 
 MAX_WEIGHTS_RATIO = 16  # trained weights hardly compress
 _MAX_FOLDERS, _MAX_DEPTH = 10_000, 8

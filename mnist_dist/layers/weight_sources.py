@@ -4,22 +4,26 @@ Weights are arrays named `<layer>/<weight>`, as in `dense_layer_1/kernel`.
 """
 
 import concurrent.futures
+import contextlib
 import json
 import math
 import os
 import zipfile
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import trackable_object_graph_pb2
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from mnist_dist import checkpoints
 from mnist_dist.checkpoints import Arrays
 from mnist_dist.data.reading import max_unpacked_bytes, open_file, quoted
+from mnist_dist.durable_files import is_local
 from mnist_dist.errors import InputError
-from mnist_dist.exports.saved_model import list_versions
+from mnist_dist.exports.saved_model import list_version_paths
 from mnist_dist.layers.layer_files import (
     MAX_WEIGHTS_RATIO,
     check_name,
@@ -30,8 +34,6 @@ from mnist_dist.run_directory import checkpoint_dirs
 from mnist_dist.train_state import weight_path
 from mnist_dist.trained_model import read_checkpoint, weights_source
 
-_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-
 
 class Weights(NamedTuple):
     """What a source holds.
@@ -40,11 +42,13 @@ class Weights(NamedTuple):
       source: path of what was read.
       arrays: by `<layer>/<weight>`.
       keys: the name of each array within the source.
+      choices: which of `checkpoint` and `use_ema` had a say in what was read.
     """
 
     source: str
     arrays: Arrays
     keys: dict[str, str]
+    choices: frozenset[str] = frozenset()
 
 
 def load_weights(
@@ -63,12 +67,18 @@ def load_weights(
     Raises:
       InputError: it cannot be read, is damaged, or holds no weights of layers.
     """
-    if os.path.isdir(path):
-        if any(map(os.path.isdir, checkpoint_dirs(path))):
+    prefix = path.removesuffix(".index")
+    # First: in memory (`ram://`) TensorFlow takes what a file's name begins with for a
+    # folder.
+    if _is_file(f"{prefix}.index"):
+        found = _load_checkpoint(prefix, use_ema=use_ema)
+    elif _is_folder(path):
+        if any(map(_is_folder, checkpoint_dirs(path))):
             prefix, arrays = read_checkpoint(path, checkpoint)
             found = _from_checkpoint(prefix, arrays, use_ema=use_ema)
-        elif versions := _versions(path):
-            found = _load_saved_model(versions[0])
+            found = found._replace(choices=found.choices | {"checkpoint"})
+        elif saved_models := _list_saved_models(path):
+            found = _load_saved_model(saved_models[0])
         elif steps := checkpoints.list_checkpoints(path):
             prefix = checkpoints.checkpoint_prefix(path, steps[0])
             found = _load_checkpoint(prefix, use_ema=use_ema)
@@ -80,11 +90,9 @@ def load_weights(
         found = Weights(path, arrays, {name: name for name in arrays})
     elif path.endswith(".keras"):
         found = _load_keras(path)
-    elif os.path.isfile(f"{path.removesuffix('.index')}.index"):
-        found = _load_checkpoint(path.removesuffix(".index"), use_ema=use_ema)
     else:
         raise InputError(
-            f"{quoted(path)}: found {'another file' if os.path.exists(path) else 'nothing'}, "
+            f"{quoted(path)}: found {'another file' if _is_file(path) else 'nothing'}, "
             "expected a run, a checkpoint, a SavedModel, a .keras or .npz file, or a "
             "folder of <layer>/<weight>.npy files"
         )
@@ -96,10 +104,20 @@ def load_weights(
     return found._replace(arrays=dict(sorted(found.arrays.items())))
 
 
-def _versions(path: str) -> list[str]:
+def _is_folder(path: str) -> bool:
+    # TensorFlow cannot take every name of a local one.
+    return os.path.isdir(path) if is_local(path) else tf.io.gfile.isdir(path)
+
+
+def _is_file(path: str) -> bool:
+    exists = os.path.exists if is_local(path) else tf.io.gfile.exists
+    return exists(path) and not _is_folder(path)
+
+
+def _list_saved_models(path: str) -> list[str]:
     """Paths of the SavedModels in a directory, or that it is; the newest first."""
-    folders = [path] + [os.path.join(path, str(v)) for v in list_versions(path)]
-    return [f for f in folders if os.path.isfile(os.path.join(f, "saved_model.pb"))]
+    folders = [path, *list_version_paths(path)]
+    return [f for f in folders if _is_file(os.path.join(f, "saved_model.pb"))]
 
 
 def _load_checkpoint(prefix: str, *, use_ema: bool | None) -> Weights:
@@ -112,12 +130,12 @@ def _from_checkpoint(
     if "step" not in arrays:
         return _by_variable_names(prefix, arrays)
     kind = weights_source(arrays, prefix=prefix, use_ema=use_ema)
-    return _under(prefix, arrays, kind)
+    return _under(prefix, arrays, kind)._replace(choices=frozenset({"use_ema"}))
 
 
 def _load_saved_model(path: str) -> Weights:
     prefix = os.path.join(path, "variables", "variables")
-    if not os.path.isfile(f"{prefix}.index"):
+    if not _is_file(f"{prefix}.index"):
         raise InputError(
             f"{quoted(path)}: found a SavedModel without variables/variables.index, "
             "expected one with weights"
@@ -143,11 +161,8 @@ def _under(prefix: str, arrays: Arrays, kind: str) -> Weights:
 
 def _by_variable_names(prefix: str, arrays: Arrays) -> Weights:
     """Names what Keras or another program wrote as its variables were named."""
-    graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
-        tf.train.load_checkpoint(prefix).get_tensor(_GRAPH)
-    )
     found = Weights(prefix, {}, {})
-    for node in graph.nodes:
+    for node in _read_graph(prefix).nodes:
         for attribute in node.attributes:
             name, key = attribute.full_name, attribute.checkpoint_key
             array = arrays.get(key.removesuffix(checkpoints.SUFFIX))
@@ -170,11 +185,31 @@ def _by_variable_names(prefix: str, arrays: Arrays) -> Weights:
 
 
 def _read_variables(prefix: str) -> Arrays:
-    try:
+    with _naming_damage(prefix):
         return checkpoints.load_arrays(prefix)
-    except checkpoints.DAMAGE as error:
+
+
+def _read_graph(prefix: str) -> TrackableObjectGraph:
+    with _naming_damage(prefix):
+        # As `load_arrays`, which says why not tf.train.load_checkpoint.
+        reader = tf.compat.v1.train.NewCheckpointReader(prefix)
+        if reader.has_tensor(checkpoints.OBJECT_GRAPH):
+            graph = reader.get_tensor(checkpoints.OBJECT_GRAPH)
+            return TrackableObjectGraph.FromString(graph)
+    raise InputError(
+        f"{prefix}: found a checkpoint without a graph of objects, as TensorFlow 1 "
+        "wrote them, expected one by tf.train.Checkpoint"
+    )
+
+
+@contextlib.contextmanager
+def _naming_damage(prefix: str) -> Iterator[None]:
+    try:
+        yield
+    except (*checkpoints.DAMAGE, DecodeError) as error:
         message = getattr(error, "message", None) or str(error)
-        raise InputError(f"{prefix} is damaged: {message.splitlines()[0]}") from error
+        reason = (message.splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{prefix} is damaged: {reason}") from error
 
 
 def _load_keras(path: str) -> Weights:

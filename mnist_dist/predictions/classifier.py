@@ -8,7 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from mnist_dist.durable_files import FILE_ERRORS
 from mnist_dist.errors import InputError
+from mnist_dist.exports.saved_model import list_version_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,14 +18,12 @@ class Classifier:
     """A SavedModel that was found to work.
 
     Attributes:
-      path: where it lies.
       image_shape: height, width and channels (1 or 3) of the images it takes.
       num_classes: how many classes it tells apart.
       classify: maps images uint8 [n, height, width, channels] to probabilities and
         logits, both float32 [n, num_classes]. Any n, without a new trace.
     """
 
-    path: str
     image_shape: tuple[int, int, int]
     num_classes: int
     classify: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -32,28 +32,27 @@ class Classifier:
 def find_saved_model(directory: str) -> str:
     """Returns `directory` if it is a SavedModel, or its newest version.
 
-    Versions are folders named by a number, and the highest is the newest, as for
-    TensorFlow Serving.
-
     Raises:
       InputError: there is none.
     """
     if tf.io.gfile.exists(os.path.join(directory, "saved_model.pb")):
         return directory
     try:
-        names = [name.rstrip("/") for name in tf.io.gfile.listdir(directory)]
-    except tf.errors.OpError as error:
+        versions = list_version_paths(directory)
+        is_directory = tf.io.gfile.isdir(directory)
+    except FILE_ERRORS:
+        is_directory = False
+    if not is_directory:
         raise InputError(
             f"{directory!r}: no directory that can be listed, expected a SavedModel or one "
             "with its versions"
-        ) from error
-    versions = [name for name in names if name.isascii() and name.isdigit()]
+        )
     if not versions:
         raise InputError(
             f"{directory!r}: found no saved_model.pb and no version (a directory "
             "named by a number), expected one of them"
         )
-    return os.path.join(directory, max(versions, key=int))
+    return versions[0]
 
 
 def load_classifier(path: str) -> Classifier:
@@ -117,7 +116,7 @@ def load_classifier(path: str) -> Classifier:
         probabilities, _ = classify(np.zeros((1, *shape[1:]), np.uint8))
     except tf.errors.OpError as error:
         raise _unusable(path, error) from error
-    return Classifier(path, tuple(shape[1:]), probabilities.shape[1], classify)
+    return Classifier(tuple(shape[1:]), probabilities.shape[1], classify)
 
 
 def select_best(

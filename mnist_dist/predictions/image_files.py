@@ -237,7 +237,12 @@ def _open(path: str) -> Iterator[IO[bytes]]:
     if path == STANDARD_INPUT:
         if sys.stdin is None:
             raise InputError("standard input: found it closed, expected a file")
-        yield sys.stdin.buffer
+        try:
+            yield sys.stdin.buffer
+        except OSError as error:  # as when it is a directory, `predict - < folder`
+            raise InputError(
+                f"standard input: cannot be read ({error.strerror or error})"
+            ) from error
     else:
         with open_file(path) as (file, _):
             yield file
