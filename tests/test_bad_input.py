@@ -258,7 +258,7 @@ BAD_FLAGS = [
     ("train", [NEW, "--train_epochs=1", "--train_steps=1"], "--train_epochs and --train_steps: found both"),
     ("train", [NEW, "--train_epochs=0"], "--train_epochs: found 0, expected"),
     ("train", [NEW, "--train_epochs=nan"], "--train_epochs: found nan, expected a finite"),
-    ("train", [NEW, "--train_steps=-1"], "--train_steps=-1", "not a positive integer"),
+    ("train", [NEW, "--train_steps=-1"], "--train_steps=-1", "-1 is not an integer in the range"),
     ("train", [NEW, "--train_steps=many"], "--train_steps=many", "invalid literal for int"),
     ("train", [NEW, "--learning_rate=inf"], "--learning_rate: found inf, expected a finite"),
     ("train", [NEW, "--global_batch_size=0"], "--global_batch_size=0", "range [1, "),
