@@ -94,10 +94,12 @@ def one_process(fork_server, tmp_path_factory):
 def test_job_is_requeued_after_usr1_and_ends_as_one_process(
     slurm, one_process, tmp_path
 ):
-    job = Job(slurm, tmp_path / "run")
+    job = Job(slurm, tmp_path / "run", "--restore=none", "--overwrite")
     job.wait_for_checkpoint()
     slurm.command("scancel", "--signal=USR1", str(job.number))
     assert job.end() == ("COMPLETED", "0:0", 1), job.log.read_text()
+    # Each start adds an event file: the second has not overwritten the first.
+    assert len(list((tmp_path / "run" / "train").glob("*tfevents*"))) == 2
     log = job.log.read_text()
     assert "stopped by SIGUSR1 at step" in log
     assert "Slurm: worker 0 of 2" in log
