@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -257,7 +258,7 @@ def test_unreadable_standard_input_is_one_line_and_the_rest_is_done(run_dir, png
 
 @pytest.mark.parametrize(("stream", "name"), [("<&-", "input"), (">&-", "output")])
 def test_closed_stream_is_one_line(stream, name, run_dir):
-    command = f"exec {sys.executable} -m mnist_dist.predict --model_dir={run_dir} -"
+    command = f"exec {shlex.quote(sys.executable)} -m mnist_dist.predict --model_dir={run_dir} -"
     result = subprocess.run(
         ["bash", "-c", f"{command} {stream}"], stderr=subprocess.PIPE, text=True
     )
