@@ -283,13 +283,12 @@ def _drop_events(path: str, *, last_step: int) -> dict[str, str]:
     Returns:
       The latest of each text that stays, by its tag.
     """
-    texts, num_stale, num_kept, num_bytes = {}, 0, 0, 0
+    texts, num_stale, num_bytes = {}, 0, 0
     for data, event in _load_events(path):
         num_bytes += len(data) + _FRAME_BYTES
         if _is_stale(event, last_step):
             num_stale += 1
             continue
-        num_kept += 1
         for value in event.summary.value:
             if value.metadata.plugin_data.plugin_name == "text":
                 for text in make_ndarray(value.tensor).reshape(-1)[:1]:

@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from array_checks import assert_same_bytes
 
 from mnist_dist.errors import InputError
 from mnist_dist.layers.layer_files import load_folder, load_npz, save_folder, save_npz
@@ -21,31 +22,23 @@ ARRAYS = {
 }
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype
-        assert found[name].shape == array.shape
-        assert found[name].tobytes() == array.tobytes(), name
-
-
 @pytest.mark.parametrize("form", ["npz", "folder"])
 def test_layer_files_are_read_by_us_and_by_numpy_bit_for_bit(form, tmp_path):
     path = str(tmp_path / ("f.npz" if form == "npz" else "f"))
     (save_npz if form == "npz" else save_folder)(ARRAYS, path)
-    assert_same(load_weights(path).arrays, ARRAYS)
+    assert_same_bytes(load_weights(path).arrays, ARRAYS)
     if form == "npz":
         with np.load(path) as file:
-            assert_same(dict(file), ARRAYS)
+            assert_same_bytes(dict(file), ARRAYS)
     else:
-        assert_same({n: np.load(f"{path}/{n}.npy") for n in ARRAYS}, ARRAYS)
+        assert_same_bytes({n: np.load(f"{path}/{n}.npy") for n in ARRAYS}, ARRAYS)
     assert os.listdir(tmp_path) == [os.path.basename(path)]
 
 
 def test_what_numpy_wrote_is_read(tmp_path):
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "f.npz", **ARRAYS)
-        assert_same(load_npz(str(tmp_path / "f.npz")), ARRAYS)
+        assert_same_bytes(load_npz(str(tmp_path / "f.npz")), ARRAYS)
 
 
 def test_folder_that_holds_something_is_not_touched(tmp_path):

@@ -1,9 +1,9 @@
 """Frozen layers in training."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from custom_models import create_small
 
 from mnist_dist.errors import InputError
 from mnist_dist.models import freeze_layers
@@ -14,19 +14,6 @@ from mnist_dist.train_state import TrainState
 RNG = np.random.default_rng(0)
 
 
-def create_model(name="mine", hidden="hidden"):
-    return keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            keras.layers.Flatten(),
-            keras.layers.Dense(8, activation="relu", name=hidden),
-            keras.layers.BatchNormalization(name="norm"),
-            keras.layers.Dense(10, name="head"),
-        ],
-        name=name,
-    )
-
-
 @pytest.mark.parametrize("num_replicas", [1, 3])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_frozen_layers_stay_and_others_start_from_what_was_set(
@@ -35,7 +22,7 @@ def test_frozen_layers_stay_and_others_start_from_what_was_set(
     strategy = create_strategy(num_replicas)
     rule = create_update_rule("adamw", weight_decay=0.1)
     with strategy.scope():
-        model = create_model()
+        model = create_small()
         freeze_layers(model, ["hidden", "norm"] if frozen else [])
         state = TrainState(model, slot_names=rule.slots, with_ema=True)
     kernel = RNG.normal(size=(784, 8)).astype(np.float32)
@@ -66,6 +53,6 @@ def test_frozen_layers_stay_and_others_start_from_what_was_set(
 
 def test_freezing_names_the_layers_there_are():
     with pytest.raises(InputError, match=r"--freeze: found 'no', .*head, hidden, norm"):
-        freeze_layers(create_model(), ["no"])
+        freeze_layers(create_small(), ["no"])
     with pytest.raises(InputError, match="expected one left to train"):
-        freeze_layers(create_model(), ["hidden", "norm", "head"])
+        freeze_layers(create_small(), ["hidden", "norm", "head"])

@@ -8,6 +8,8 @@ import zipfile
 import keras
 import pytest
 import tensorflow as tf
+from array_checks import assert_same_bytes
+from custom_models import create_small
 from run_factory import create_run
 
 from mnist_dist.checkpoints import OBJECT_GRAPH
@@ -16,34 +18,13 @@ from mnist_dist.layers.weight_sources import load_weights
 from mnist_dist.train_state import weight_path
 
 
-def create_model(name="mine", hidden="hidden"):
-    return keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            keras.layers.Flatten(),
-            keras.layers.Dense(8, activation="relu", name=hidden),
-            keras.layers.BatchNormalization(name="norm"),
-            keras.layers.Dense(10, name="head"),
-        ],
-        name=name,
-    )
-
-
 def of_model(model):
     return {weight_path(model, v): v.numpy() for v in model.weights}
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype
-        assert found[name].shape == array.shape
-        assert found[name].tobytes() == array.tobytes(), name
-
-
 @pytest.mark.parametrize("form", ["keras", "keras_export", "checkpoint_of_keras"])
 def test_what_keras_wrote_is_read_by_layer(form, tmp_path):
-    model = create_model()
+    model = create_small()
     if form == "keras":
         path = str(tmp_path / "m.keras")
         model.save(path)
@@ -53,7 +34,7 @@ def test_what_keras_wrote_is_read_by_layer(form, tmp_path):
         assert load_weights(str(tmp_path)).source == path
     else:
         path = tf.train.Checkpoint(model=model).write(str(tmp_path / "c"))
-    assert_same(load_weights(path).arrays, of_model(model))
+    assert_same_bytes(load_weights(path).arrays, of_model(model))
 
 
 @pytest.mark.parametrize("graph", [None, b"\xff\xff"])
@@ -87,12 +68,12 @@ def test_run_with_a_scheme_is_read_as_a_local_one(tmp_path):
     for path in (remote, f"{remote}/checkpoints/ckpt-1"):
         found = load_weights(path)
         assert found.source == f"{remote}/checkpoints/ckpt-1"
-        assert_same(found.arrays, expected.arrays)
+        assert_same_bytes(found.arrays, expected.arrays)
 
 
 def test_keras_file_whose_layers_are_huge_is_refused_before_it_is_built(tmp_path):
     path = tmp_path / "m.keras"
-    create_model().save(path)
+    create_small().save(path)
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     config = members["config.json"].replace(b'"units": 10', b'"units": 2000000000')
