@@ -26,6 +26,7 @@ from absl import flags
 
 from mnist_dist import program
 from mnist_dist.errors import InputError
+from mnist_dist.workers.cluster import LAUNCH
 from mnist_dist.workers.host_rendezvous import agree_with_hosts
 from mnist_dist.workers.worker_group import StopSignals, run_workers, say
 
@@ -166,7 +167,7 @@ def _environments(num_workers: int) -> list[dict[str, str]]:
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "OMP_NUM_THREADS": str(threads),
         # By which a restart knows that it is one (`run_directory.is_restart`).
-        "MNIST_DIST_LAUNCH": uuid.uuid4().hex,
+        LAUNCH: uuid.uuid4().hex,
     } | dict(os.environ)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     gpus = [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]

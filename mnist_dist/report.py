@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mnist_dist.run_directory import LAUNCH, checkpoint_dir
+from mnist_dist.run_directory import checkpoint_dir
 from mnist_dist.train_state import TrainState, weight_path
 from mnist_dist.training import TrainingRun
+from mnist_dist.workers.cluster import LAUNCH
 
 
 def describe_run(run: TrainingRun, *, use_xla: bool) -> str:

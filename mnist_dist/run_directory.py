@@ -29,10 +29,7 @@ from mnist_dist.durable_files import (
     replacing,
 )
 from mnist_dist.errors import InputError, RunError
-
-# Names, in the environment and in `config.json`, what started a run and starts it again
-# by the same command line: `launch`, a Slurm job, a Kubernetes Job.
-LAUNCH = "MNIST_DIST_LAUNCH"
+from mnist_dist.workers.cluster import LAUNCH
 
 # What a run writes, the settings last.
 _CONTENTS = (
