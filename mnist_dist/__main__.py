@@ -1,7 +1,9 @@
 """`mnist-dist VERB ...`: runs the program of that name."""
 
+import ast
 import runpy
 import sys
+from importlib import resources
 
 from mnist_dist import __version__
 
@@ -32,6 +34,9 @@ def main() -> None:
         sys.argv = [f"mnist-dist-{verb}", *rest]
         # The working directory, as with `python -m`, for --model=module:function.
         sys.path.insert(0, "")
+        # What --help begins with; importing it for that would define its flags twice.
+        source = resources.files("mnist_dist").joinpath(f"{verb}.py").read_text()
+        sys.modules["__main__"].__doc__ = ast.get_docstring(ast.parse(source))
         runpy.run_module(f"mnist_dist.{verb}", run_name="__main__")
     else:
         print(

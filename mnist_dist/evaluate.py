@@ -39,22 +39,42 @@ if TYPE_CHECKING:
 
 _ENUM, _INT = flags.DEFINE_enum, flags.DEFINE_integer
 flags.DEFINE_string("model_dir", None, "Directory of the run.")
-flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-flags.DEFINE_bool("use_ema", None, "The moving average of weights. Default: if kept.")
-flags.DEFINE_multi_string(
-    "export_dir", [], "SavedModel, or directory of its versions; several: an ensemble."
-)
-flags.DEFINE_string("data_dir", None, "Data set. Default: what it was trained on.")
-_ENUM("split", "test", ["test", "validation", "train"], "Which of its images.")
-_ENUM("format", "table", ["table", "json"], "Of the results on standard output.")
 flags.DEFINE_string(
-    "summary_dir", None, "TensorBoard directory. Default: none; MODEL_DIR/eval_watch."
+    "checkpoint", "latest", "Which checkpoint of the run: latest, best, or a step."
+)
+flags.DEFINE_bool(
+    "use_ema", None, "Take the weights' moving average. Default: if the run kept one."
+)
+flags.DEFINE_multi_string(
+    "export_dir",
+    [],
+    "SavedModel, or directory of its versions, to evaluate; several form an ensemble.",
+)
+flags.DEFINE_string(
+    "data_dir", None, "Data set to evaluate on. Default: what the model was trained on."
+)
+_ENUM(
+    "split",
+    "test",
+    ["test", "validation", "train"],
+    "Part of the data set to evaluate on.",
+)
+_ENUM("format", "table", ["table", "json"], "Form of the results on standard output.")
+flags.DEFINE_string(
+    "summary_dir",
+    None,
+    "Directory for TensorBoard. Default: none; with --watch, MODEL_DIR/eval_watch.",
 )
 flags.DEFINE_bool("watch", False, "Evaluate each new checkpoint as it appears.")
 flags.DEFINE_float(
     "timeout", 600, "Seconds without a new checkpoint that end --watch.", lower_bound=0
 )
-_ENUM("distribution_strategy", "auto", ["auto", "one_device", "mirrored"], "Strategy.")
+_ENUM(
+    "distribution_strategy",
+    "auto",
+    ["auto", "one_device", "mirrored"],
+    "auto chooses by the number of devices.",
+)
 _INT("num_gpus", -1, "GPUs to use; -1: all.", lower_bound=-1)
 _INT("logical_cpus", 1, "Devices to split the CPU into.", lower_bound=1, upper_bound=64)
 

@@ -22,22 +22,26 @@ from mnist_dist import program
 from mnist_dist.errors import InputError
 
 flags.DEFINE_string("model_dir", None, "Directory of the run.")
-flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-flags.DEFINE_bool("use_ema", None, "The moving average of weights. Default: if kept.")
-flags.DEFINE_string("export_dir", None, "Default MODEL_DIR/export.")
+flags.DEFINE_string(
+    "checkpoint", "latest", "Which checkpoint of the run: latest, best, or a step."
+)
+flags.DEFINE_bool(
+    "use_ema", None, "Take the weights' moving average. Default: if the run kept one."
+)
+flags.DEFINE_string("export_dir", None, "Where to write. Default: MODEL_DIR/export.")
 flags.DEFINE_enum(
     "format", "saved_model", ["saved_model", "keras", "tflite"], "What to write."
 )
 flags.DEFINE_integer(
     "version",
     None,
-    "Of a SavedModel. Default: the step.",
+    "Version of the SavedModel. Default: the step.",
     lower_bound=0,
     upper_bound=(1 << 63) - 1,  # TensorFlow Serving's
 )
-flags.DEFINE_bool("overwrite", False, "Replace another model of that name.")
+flags.DEFINE_bool("overwrite", False, "Replace another model of the same name.")
 flags.DEFINE_string(
-    "data_dir", None, "Data set for the accuracy on the card. Default: the run's."
+    "data_dir", None, "Data set for the accuracy on the model card. Default: the run's."
 )
 
 FLAGS = flags.FLAGS

@@ -36,13 +36,17 @@ NUM_WORKERS = flags.DEFINE_integer(
 MAX_RESTARTS = flags.DEFINE_integer(
     "max_restarts", 0, "Times to start all workers again.", lower_bound=0
 )
-NNODES = flags.DEFINE_integer("nnodes", 1, "Hosts of the run.", lower_bound=1)
+NNODES = flags.DEFINE_integer("nnodes", 1, "Number of hosts of the run.", lower_bound=1)
 NODE_RANK = flags.DEFINE_integer(
     "node_rank", 0, "Place of this host, from 0.", lower_bound=0
 )
-MASTER_ADDR = flags.DEFINE_string("master_addr", "", "Host of --node_rank=0.")
+MASTER_ADDR = flags.DEFINE_string("master_addr", "", "Host that runs --node_rank=0.")
 MASTER_PORT = flags.DEFINE_integer(
-    "master_port", 29400, "Where it listens.", lower_bound=1, upper_bound=65535
+    "master_port",
+    29400,
+    "Port on which the launcher of --node_rank=0 listens.",
+    lower_bound=1,
+    upper_bound=65535,
 )
 
 FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0  # seconds before a restart

@@ -38,7 +38,7 @@ _string, _enum = flags.DEFINE_string, flags.DEFINE_enum
 
 _string("model_dir", None, "Run whose newest SavedModel to use.")
 _string("export_dir", None, "SavedModel, or directory of versions, to use instead.")
-_enum("format", "table", FORMATS, "Of the results.")
+_enum("format", "table", FORMATS, "Form of the results.")
 _enum(
     "preprocess",
     "auto",
@@ -48,9 +48,14 @@ _enum(
     "size. auto: images of that size as they are, others by mnist if the model takes "
     "grey images, by resize if it takes colour.",
 )
-flags.DEFINE_integer("top_k", 1, "Classes to give, likeliest first.", lower_bound=1)
 flags.DEFINE_integer(
-    "images_per_call", 256, "Images to give to the model at a time.", lower_bound=1
+    "top_k",
+    1,
+    "How many classes to print for each image, likeliest first.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "images_per_call", 256, "Images given to the model at a time.", lower_bound=1
 )
 flags.DEFINE_bool(
     "draw", None, "Show in the table what the model sees. Default: on a terminal."

@@ -20,6 +20,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from absl import flags
+
 from mnist_dist import program, train_flags
 from mnist_dist.preemption import StopRequest
 from mnist_dist.train_flags import FLAGS, pick
@@ -215,5 +217,6 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
 
 
 if __name__ == "__main__":
+    flags.adopt_module_key_flags(train_flags)  # for --help to list them
     program.outlive("stdout")
     program.run(main, leaves_at_once=True)

@@ -18,36 +18,46 @@ _bool, _enum = flags.DEFINE_bool, flags.DEFINE_enum
 _string("model_dir", None, "Directory of the run: checkpoints, metrics, events.")
 _string("data_dir", None, "Data set as IDX or npz files. Default: the bundled MNIST.")
 _int("validation_examples", 0, "Last training examples to evaluate on; 0: test set.")
-_enum("data_on_device", "auto", ["auto", "on", "off"], "off: stream the data set.")
+_enum(
+    "data_on_device",
+    "auto",
+    ["auto", "on", "off"],
+    "Keep the data set in device memory; off streams it.",
+)
 
 # What is trained, and for how long.
 _string("model", "cnn", "mlp, cnn, or module:function returning a Keras model.")
 _int(
     "global_batch_size",
     128,
-    "Examples a step, over all replicas.",
+    "Examples in a step, over all replicas.",
     lower_bound=1,
     upper_bound=1 << 20,
 )
 _float(
     "train_epochs",
     None,
-    "Length in epochs. Default 4.",
+    "Length of the run in epochs. Default 4.",
     lower_bound=0,
     upper_bound=1e6,
 )
 _int(
     "train_steps",
     None,
-    "Length in steps, instead of epochs.",
+    "Length of the run in steps, instead of epochs.",
     lower_bound=1,
     upper_bound=1 << 40,
 )
-_int("steps_per_loop", 0, "Most steps a call; 0: about half a second.", lower_bound=0)
+_int(
+    "steps_per_loop",
+    0,
+    "Most steps in one call of the device; 0: about half a second.",
+    lower_bound=0,
+)
 _int(
     "seed",
     1,
-    "Of weights, example order, augmentation, dropout.",
+    "Seed of weights, example order, augmentation and dropout.",
     lower_bound=0,
     upper_bound=(1 << 32) - 1,  # NumPy's and Keras's
 )
@@ -56,25 +66,65 @@ _bool("deterministic", False, "Use only deterministic kernels (slower on GPUs)."
 # How.
 _enum("optimizer", "adam", ["sgd", "adam", "adamw"], "Update rule.")
 _float("learning_rate", 2e-3, "Peak learning rate.", lower_bound=0)
-_enum("lr_schedule", "one_cycle", ["constant", "cosine", "one_cycle"], "Its course.")
-_int("warmup_steps", 0, "Steps of linear warm-up; of one_cycle's rise.", lower_bound=0)
-_float("weight_decay", 0.0, "Decoupled, for sgd and adamw.", lower_bound=0)
-_float("momentum", 0.9, "Of sgd.", lower_bound=0, upper_bound=1)
-_bool("nesterov", False, "Nesterov's momentum, of sgd.")
-_float("clip_global_norm", 0.0, "Largest gradient norm; 0: no limit.", lower_bound=0)
-_float("label_smoothing", 0.0, "In the targets.", lower_bound=0, upper_bound=1)
-_float("ema_decay", 0.995, "Average of weights; 0: none.", lower_bound=0, upper_bound=1)
+_enum(
+    "lr_schedule",
+    "one_cycle",
+    ["constant", "cosine", "one_cycle"],
+    "How the learning rate changes over the run.",
+)
+_int(
+    "warmup_steps", 0, "Steps of linear warm-up, or of one_cycle's rise.", lower_bound=0
+)
+_float("weight_decay", 0.0, "Decoupled weight decay of sgd and adamw.", lower_bound=0)
+_float("momentum", 0.9, "Momentum of sgd.", lower_bound=0, upper_bound=1)
+_bool("nesterov", False, "Use Nesterov's form of sgd's momentum.")
+_float(
+    "clip_global_norm",
+    0.0,
+    "Largest norm of all gradients together; 0: no limit.",
+    lower_bound=0,
+)
+_float(
+    "label_smoothing",
+    0.0,
+    "Weight of the uniform distribution in the targets.",
+    lower_bound=0,
+    upper_bound=1,
+)
+_float(
+    "ema_decay",
+    0.995,
+    "Decay of the weights' moving average; 0: none is kept.",
+    lower_bound=0,
+    upper_bound=1,
+)
 _bool("augment", True, "Random affine change of each training image.")
-_float("dropout", 0.0, "Rate before the last layer.", lower_bound=0, upper_bound=0.99)
-_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Of the computation.")
-_enum("enable_xla", "auto", ["auto", "on", "off"], "Compile the device loop.")
+_float(
+    "dropout",
+    0.0,
+    "Dropout rate before the last layer of mlp and cnn.",
+    lower_bound=0,
+    upper_bound=0.99,
+)
+_enum(
+    "dtype",
+    "float32",
+    ["float32", "bfloat16", "float16"],
+    "Compute dtype; weights stay float32.",
+)
+_enum(
+    "enable_xla",
+    "auto",
+    ["auto", "on", "off"],
+    "Compile the device loop with XLA; auto: where faster.",
+)
 
 # On what.
 _enum(
     "distribution_strategy",
     "auto",
     ["auto", "one_device", "mirrored", "multi_worker_mirrored"],
-    "auto: by the number of devices and workers.",
+    "auto chooses by the number of devices and workers.",
 )
 _int("num_gpus", -1, "GPUs to use; -1: all.", lower_bound=-1)
 _int("logical_cpus", 1, "Devices to split the CPU into.", lower_bound=1, upper_bound=64)
@@ -82,30 +132,76 @@ _enum(
     "all_reduce_alg",
     "auto",
     ["auto", "nccl", "hierarchical_copy", "ring"],
-    "Of several GPUs: nccl or hierarchical_copy in one worker, nccl or ring in several.",
+    "How GPUs add gradients up: nccl or hierarchical_copy in one worker, nccl or ring "
+    "in several.",
 )
 
 # With whom. Without these flags TF_CONFIG or Slurm may tell.
 _string("worker_hosts", None, "host:port of every worker, by rank, with commas.")
 _int("task_index", None, "This worker's place in --worker_hosts.", lower_bound=0)
-_float("cluster_timeout", 300.0, "Seconds to wait for all workers.", lower_bound=1)
-_float("peer_timeout", 10.0, "Silent seconds that make a worker lost.", lower_bound=1)
+_float(
+    "cluster_timeout",
+    300.0,
+    "Seconds to wait for all workers at the start.",
+    lower_bound=1,
+)
+_float(
+    "peer_timeout",
+    10.0,
+    "Seconds of silence after which a worker counts as lost.",
+    lower_bound=1,
+)
 
 # What happens at which steps.
-_int("eval_interval", None, "Steps; default one epoch.", lower_bound=1)
-_int("checkpoint_interval", None, "Steps; default one epoch.", lower_bound=1)
-_int("summary_interval", None, "Steps; default a tenth of an epoch.", lower_bound=1)
+_int(
+    "eval_interval",
+    None,
+    "Steps between evaluations; default one epoch.",
+    lower_bound=1,
+)
+_int(
+    "checkpoint_interval",
+    None,
+    "Steps between checkpoints; default one epoch.",
+    lower_bound=1,
+)
+_int(
+    "summary_interval",
+    None,
+    "Steps between training metrics; default a tenth of an epoch.",
+    lower_bound=1,
+)
 _int("max_to_keep", 3, "Checkpoints to keep.", lower_bound=1)
-_string("restore", "auto", "auto (newest), none (start anew), a step or a path.")
+_string(
+    "restore",
+    "auto",
+    "Start from: auto (the newest checkpoint), none (anew), a step, or a path.",
+)
 _bool("overwrite", False, "With --restore=none: delete the run that is there.")
-_bool("override_config", False, "Resume although settings of the run changed.")
+_bool("override_config", False, "Go on although settings of the run have changed.")
 _string("init_from", None, "Checkpoint, layer file, ... to take initial weights from.")
 flags.DEFINE_list("freeze", [], "Layers that keep their initial weights.")
-_float("target_accuracy", None, "Stop when reached.", lower_bound=0, upper_bound=1)
-_int("early_stopping_patience", 0, "Evaluations without a best; 0: off.", lower_bound=0)
-_int("max_nonfinite_steps", 50, "In a row, they end the run.", lower_bound=1)
+_float(
+    "target_accuracy",
+    None,
+    "Stop early at this evaluation accuracy.",
+    lower_bound=0,
+    upper_bound=1,
+)
+_int(
+    "early_stopping_patience",
+    0,
+    "Stop early after so many evaluations without a new best; 0: off.",
+    lower_bound=0,
+)
+_int(
+    "max_nonfinite_steps",
+    50,
+    "End the run after so many skipped steps in a row.",
+    lower_bound=1,
+)
 _bool("export", True, "Write a SavedModel at the end.")
-_string("export_dir", None, "Default MODEL_DIR/export.")
+_string("export_dir", None, "Where to write the SavedModel; default MODEL_DIR/export.")
 _string("profile_steps", None, "FIRST,LAST step of a TensorBoard profile.")
 _bool("dry_run", False, "Check and print everything, train nothing.")
 _bool("progress", True, "Print progress.")

@@ -38,16 +38,28 @@ if TYPE_CHECKING:
 _names = functools.partial(
     flags.DEFINE_multi, flags.ListParser(), flags.CsvListSerializer(",")
 )
-flags.DEFINE_string("from", None, "Where weights come from.")
+flags.DEFINE_string(
+    "from",
+    None,
+    "Where weights come from: a run, checkpoint, SavedModel, .keras or layer file.",
+)
 flags.DEFINE_string("to", None, "What `diff` compares --from with.")
-flags.DEFINE_string("model_dir", None, "The run that is listed or changed.")
-flags.DEFINE_string("checkpoint", "latest", "Of a run: latest, best, or a step.")
-flags.DEFINE_bool("use_ema", None, "The moving average of weights. Default: if kept.")
+flags.DEFINE_string("model_dir", None, "Run that is listed or changed.")
+flags.DEFINE_string(
+    "checkpoint", "latest", "Which checkpoint of a run: latest, best, or a step."
+)
+flags.DEFINE_bool(
+    "use_ema", None, "Take the weights' moving average. Default: if the run kept one."
+)
 _names("layers", [], "Layers to take, NAME,... Default: all. May be repeated.")
 _names("map", [], "FROM:TO,...: layers, and their new names. May be repeated.")
-flags.DEFINE_string("output", None, "F.npz, or a new folder for .npy files.")
-flags.DEFINE_integer("step", None, "Checkpoint to go back to.", lower_bound=0)
-flags.DEFINE_enum("format", "table", ["table", "json"], "Of what is printed.")
+flags.DEFINE_string(
+    "output", None, "File to write, F.npz; or a new folder for .npy files."
+)
+flags.DEFINE_integer(
+    "step", None, "Step of the checkpoint that `revert` goes back to.", lower_bound=0
+)
+flags.DEFINE_enum("format", "table", ["table", "json"], "Form of the results.")
 
 FLAGS = flags.FLAGS
 
