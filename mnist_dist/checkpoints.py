@@ -18,10 +18,11 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectG
 
 from mnist_dist.durable_files import (
     FILE_ERRORS,
+    describe_error,
     list_names,
-    naming,
     remove,
     replacing,
+    reporting_errors,
     staging_path,
     sync,
 )
@@ -34,8 +35,9 @@ Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _NAME = r"ckpt-(0|[1-9][0-9]*)"
+_TRIES = 5  # at a listing that a running training changes while it is read
 # What reading a damaged checkpoint raises, depending on where the damage is.
-DAMAGE = (tf.errors.OpError, IndexError, ValueError, UnicodeDecodeError)
+DAMAGE = (tf.errors.OpError, IndexError, ValueError)
 
 
 class CheckpointWriter:
@@ -111,7 +113,7 @@ def load_arrays(prefix: str) -> Arrays:
     """Reads every array of a checkpoint, so that damage anywhere is found.
 
     Raises:
-      tf.errors.OpError, IndexError, ValueError, UnicodeDecodeError: it is damaged.
+      tf.errors.OpError, IndexError, ValueError: one of `DAMAGE`: it is damaged.
     """
     # Not tf.train.load_checkpoint: it prefers a folder of this name, and its state file.
     reader = tf.compat.v1.train.NewCheckpointReader(prefix)
@@ -130,35 +132,66 @@ def load_newest(directories: Sequence[str], *, specs: Specs) -> Arrays | None:
     """Loads the newest checkpoint that is whole, or None where there is none.
 
     Args:
-      directories: where `ckpt-<step>` files lie; state files are not consulted. Of
-        the same step the first directory's is taken.
+      directories: as `read_newest` takes them.
       specs: shape and dtype that the run needs, by name.
 
     Raises:
       InputError: there are checkpoints but none is whole, or the newest whole one
         is of another model or optimizer.
     """
+    found = read_newest(directories)
+    if found is None:
+        return None
+    prefix, arrays = found
+    check_specs(arrays, specs=specs, name=prefix)
+    return arrays
+
+
+def read_newest(directories: Sequence[str]) -> tuple[str, Arrays] | None:
+    """Reads the newest checkpoint that is whole, whatever model it is of.
+
+    A warning names each newer one that is damaged. A training that goes on may replace
+    them all while they are read: then it looks again.
+
+    Args:
+      directories: where `ckpt-<step>` files lie; state files are not consulted. Of
+        the same step the first directory's is taken.
+
+    Returns:
+      The checkpoint's path, as TensorFlow takes it, and everything in it; None where
+      there is no checkpoint.
+
+    Raises:
+      InputError: there are checkpoints but none is whole.
+    """
+    for _ in range(_TRIES):
+        candidates = _newest_first(directories)
+        damage = []
+        for step, directory in candidates:
+            prefix = checkpoint_prefix(directory, step)
+            try:
+                arrays = read_step(directory, step)
+            except DAMAGE as error:
+                damage.append(
+                    f"{prefix}: {type(error).__name__}: {describe_error(error)}"
+                )
+                continue
+            for text in damage:
+                logging.warning("a checkpoint is damaged and skipped: %s", text)
+            return prefix, arrays
+        if candidates == _newest_first(directories):
+            break
+    if not candidates:
+        return None
+    raise InputError(
+        f"{directories[0]}: all {len(candidates)} checkpoints are damaged; nothing was "
+        f"overwritten: {'; '.join(damage)}"
+    )
+
+
+def _newest_first(directories: Sequence[str]) -> list[tuple[int, str]]:
     candidates = [(step, d) for d in directories for step in list_checkpoints(d)]
-    candidates.sort(key=lambda candidate: candidate[0], reverse=True)
-    for step, directory in candidates:
-        try:
-            return load_step(directory, step, specs=specs)
-        except DAMAGE as error:
-            if isinstance(error, InputError):
-                raise
-            logging.warning(
-                "%s is damaged and skipped: %s: %s",
-                checkpoint_prefix(directory, step),
-                type(error).__name__,
-                str(error).splitlines()[0] if str(error) else "no reason given",
-            )
-    if candidates:
-        steps = ", ".join(str(step) for step, _ in candidates)
-        raise InputError(
-            f"{directories[0]}: all {len(candidates)} checkpoints are damaged (steps "
-            f"{steps}); nothing was overwritten"
-        )
-    return None
+    return sorted(candidates, key=lambda candidate: candidate[0], reverse=True)
 
 
 def find_start(
@@ -177,8 +210,8 @@ def find_start(
     """
     if restore == "auto":
         return load_newest(directories, specs=specs)
-    steps = {step: d for d in reversed(directories) for step in list_checkpoints(d)}
-    listed = ", ".join(map(str, sorted(steps, reverse=True))) or "none"
+    steps = {str(s): d for d in reversed(directories) for s in list_checkpoints(d)}
+    listed = ", ".join(sorted(steps, key=int, reverse=True)) or "none"
     if restore == "none":
         if steps:
             raise InputError(
@@ -187,13 +220,12 @@ def find_start(
             )
         return None
     if restore.isascii() and restore.isdigit():
-        step = int(restore)
-        if step not in steps:
+        if restore not in steps:
             raise InputError(
-                f"--restore: found {step}, expected one of the steps in "
+                f"--restore: found {restore}, expected one of the steps in "
                 f"{directories[0]}: {listed}"
             )
-        directory = steps[step]
+        directory, step = steps[restore], int(restore)
     else:
         directory, step = parse_prefix(restore, flag="--restore")
         own = {os.path.realpath(d) for d in directories}
@@ -204,11 +236,10 @@ def find_start(
             )
     try:
         return load_step(directory, step, specs=specs)
-    except InputError:
-        raise
     except DAMAGE as error:
         raise InputError(
-            f"--restore: {checkpoint_prefix(directory, step)} is damaged: {error}"
+            f"--restore: {checkpoint_prefix(directory, step)} is damaged: "
+            f"{describe_error(error)}"
         ) from error
 
 
@@ -323,7 +354,7 @@ def _save(
     if first:
         first()
     prefix = checkpoint_prefix(directory, step)
-    with naming(prefix, so="the ones before it are intact"):
+    with reporting_errors(prefix, so="the ones before it are intact"):
         _write(arrays, directory=directory, step=step)
         # For `tf.train.latest_checkpoint`, which must not find what is deleted next;
         # nothing of ours reads it.

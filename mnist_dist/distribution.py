@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from mnist_dist.errors import InputError, PeerError
+from mnist_dist.errors import EXIT_STOPPED, InputError, PeerError
 from mnist_dist.workers.cluster import Cluster
 from mnist_dist.workers.exit_timer import exits_unless_done_within
 from mnist_dist.workers.peers import meet_peers
@@ -105,7 +105,7 @@ def create_strategy(
         )
         if cluster.is_chief:
             logging.warning(PORT_WARNING)
-        with exits_unless_done_within(cluster_timeout, code=143):
+        with exits_unless_done_within(cluster_timeout, code=EXIT_STOPPED):
             return _multi_worker_strategy(
                 cluster,
                 num_gpus=len(gpus),

@@ -29,22 +29,25 @@ def is_local(path: str) -> bool:
     return "://" not in path
 
 
-def reason(error: Exception) -> str:
-    """Returns in words why one of `FILE_ERRORS`, or another, was raised."""
+def describe_error(error: Exception) -> str:
+    """Returns in one line why one of `FILE_ERRORS`, or another, was raised."""
     words = getattr(error, "message", None) or getattr(error, "strerror", None)
     # Without the operation that TensorFlow puts around them.
     words = re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]$", "", words or str(error))
-    return words or type(error).__name__
+    lines = words.strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 @contextlib.contextmanager
-def naming(path: str, *, so: str) -> Iterator[None]:
+def reporting_errors(path: str, *, so: str) -> Iterator[None]:
     """Turns one of `FILE_ERRORS` into a `RunError`: what failed, why, what is left."""
     try:
         yield
     except FILE_ERRORS as error:
         failed = getattr(error, "filename", None) or path
-        raise RunError(f"{failed} cannot be written: {reason(error)}; {so}") from error
+        raise RunError(
+            f"{failed} cannot be written: {describe_error(error)}; {so}"
+        ) from error
 
 
 def list_names(directory: str) -> list[str]:

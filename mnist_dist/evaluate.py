@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 
 from mnist_dist import program
-from mnist_dist.errors import InputError
+from mnist_dist.errors import EXIT_STOPPED, InputError
 from mnist_dist.evaluations import classification_report
 from mnist_dist.evaluations.classification_report import ClassificationReport
 
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from mnist_dist.data import Split
     from mnist_dist.evaluations.checkpoint_watch import NewCheckpoint
-    from mnist_dist.trained_model import RunConfig, TrainedModel
+    from mnist_dist.run_config import RunConfig
+    from mnist_dist.trained_model import TrainedModel
 
 _ENUM, _INT = flags.DEFINE_enum, flags.DEFINE_integer
 flags.DEFINE_string("model_dir", None, "Directory of the run.")
@@ -318,9 +319,9 @@ def _watch(strategy: "tf.distribute.Strategy") -> int:
     """Evaluates each checkpoint of a run once; returns the exit code."""
     from mnist_dist.checkpoints import list_checkpoints
     from mnist_dist.evaluations.checkpoint_watch import follow_checkpoints
-    from mnist_dist.evaluations.evaluation_records import remove_records, watch_dir
+    from mnist_dist.evaluations.evaluation_records import remove_records
     from mnist_dist.preemption import StopRequest
-    from mnist_dist.run_directory import checkpoint_dirs
+    from mnist_dist.run_directory import checkpoint_dirs, watch_dir
 
     directory = FLAGS.summary_dir or watch_dir(FLAGS.model_dir)
     steps = [s for d in checkpoint_dirs(FLAGS.model_dir) for s in list_checkpoints(d)]
@@ -337,7 +338,7 @@ def _watch(strategy: "tf.distribute.Strategy") -> int:
     )
     if end == "stopped":
         print(f"stopped by {stop.signal_name}; the same command goes on", flush=True)
-        return program.EXIT_STOPPED
+        return EXIT_STOPPED
     if end == "timeout":
         print(
             f"--timeout: {FLAGS.timeout:g} seconds without a new checkpoint in "

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from mnist_dist import program
-from mnist_dist.errors import InputError
+from mnist_dist.errors import EXIT_INPUT, EXIT_STOPPED, InputError
 from mnist_dist.workers.cluster import LAUNCH
 from mnist_dist.workers.host_rendezvous import agree_with_hosts
 from mnist_dist.workers.worker_group import StopSignals, run_workers, say
@@ -141,8 +141,8 @@ def launch(
             return 0
         code = failed.exit_code()
         if stop.signal:  # of which a worker dies that has no handlers yet
-            return program.EXIT_STOPPED if code == 128 + stop.signal else code
-        if code == program.EXIT_INPUT or restart > max_restarts:
+            return EXIT_STOPPED if code == 128 + stop.signal else code
+        if code == EXIT_INPUT or restart > max_restarts:
             say(f"worker {failed.rank} failed first, with code {code}; its last words:")
             for line in failed.last_words():
                 print(line, file=sys.stderr)
@@ -155,7 +155,7 @@ def launch(
             f"{max_restarts} in {delay:g} s"
         )
         if stop.sleep(delay):
-            return program.EXIT_STOPPED
+            return EXIT_STOPPED
     raise AssertionError("unreachable")
 
 
@@ -170,7 +170,7 @@ def _environments(num_workers: int) -> list[dict[str, str]]:
         "PYTHONUNBUFFERED": "1",
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "OMP_NUM_THREADS": str(threads),
-        # By which a restart knows that it is one (`run_directory.is_restart`).
+        # By which a restart knows that it is one (`run_config.is_restart`).
         LAUNCH: uuid.uuid4().hex,
     } | dict(os.environ)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")

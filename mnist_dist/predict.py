@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from mnist_dist import program
-from mnist_dist.errors import InputError
+from mnist_dist.errors import EXIT_INPUT, InputError
 from mnist_dist.predictions.digit_images import PREPROCESS, fit_images
 from mnist_dist.predictions.image_files import find_files, read_batches
 from mnist_dist.predictions.prediction_formats import (
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     for batch in batches:
         if isinstance(batch, InputError):
             program.print_error(batch)
-            exit_code = program.EXIT_INPUT
+            exit_code = EXIT_INPUT
             continue
         probabilities, logits = classifier.classify(batch.images)
         classes, probabilities = select_best(probabilities, logits, FLAGS.top_k)

@@ -13,11 +13,14 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from mnist_dist.errors import InputError, PeerError, RunError
-
-EXIT_FAILED = 1
-EXIT_INPUT = 2  # wrong flags, configuration or data: never worth retrying
-EXIT_STOPPED = 143  # stopped after saving: run it again and it goes on
+from mnist_dist.errors import (
+    EXIT_FAILED,
+    EXIT_INPUT,
+    EXIT_STOPPED,
+    InputError,
+    PeerError,
+    RunError,
+)
 
 _DESCRIPTORS = {"stdout": 1, "stderr": 2}
 

@@ -9,14 +9,16 @@ import tensorflow as tf
 from mnist_dist import checkpoints
 from mnist_dist.data.reading import quoted
 from mnist_dist.errors import InputError
-from mnist_dist.evaluations.evaluation_records import remove_records, watch_dir
+from mnist_dist.evaluations.evaluation_records import remove_records
 from mnist_dist.exports.saved_model import list_versions
 from mnist_dist.run_directory import (
     best_dir,
     checkpoint_dir,
     checkpoint_dirs,
     export_dir,
+    metrics_path,
     open_for_writing,
+    watch_dir,
 )
 
 _KEEP_ALL = 1 << 30
@@ -181,7 +183,7 @@ def _accuracies(model_dir: str) -> dict[int, float]:
     """The accuracy at each step that was evaluated; lines that tell none are skipped."""
     accuracies: dict[int, float] = {}
     try:
-        with tf.io.gfile.GFile(os.path.join(model_dir, "metrics.jsonl"), "rb") as file:
+        with tf.io.gfile.GFile(metrics_path(model_dir), "rb") as file:
             lines = file.read().split(b"\n")
     except tf.errors.OpError:
         return accuracies

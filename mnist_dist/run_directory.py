@@ -1,35 +1,22 @@
-"""MODEL_DIR: what lies where, who may write to it, and how it came about.
-
-`config.json` records the settings of a run; one that goes on must have the same.
-"""
+"""MODEL_DIR: what lies where, and who may write to it."""
 
 import contextlib
 import fcntl
 import io
-import json
 import os
-import platform
 import socket
-from collections.abc import Mapping
 from typing import BinaryIO
 
-import keras
-import numpy as np
 import tensorflow as tf
 from absl import logging
 
-import mnist_dist
-from mnist_dist.checkpoints import list_checkpoints
 from mnist_dist.durable_files import (
     FILE_ERRORS,
+    describe_error,
     is_local,
-    naming,
-    reason,
     remove,
-    replacing,
 )
 from mnist_dist.errors import InputError, RunError
-from mnist_dist.workers.cluster import LAUNCH
 
 # What a run writes, the settings last.
 _CONTENTS = (
@@ -66,7 +53,7 @@ def open_for_writing(model_dir: str) -> BinaryIO:
     except (*FILE_ERRORS, UnicodeError) as error:
         raise InputError(
             f"--model_dir: found {model_dir!r}, expected a directory to write to: "
-            f"{reason(error)}"
+            f"{describe_error(error)}"
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,7 +66,7 @@ def open_for_writing(model_dir: str) -> BinaryIO:
             "that nobody writes"
         ) from error
     except OSError as error:
-        _warn_of_no_lock(model_dir, reason(error))
+        _warn_of_no_lock(model_dir, describe_error(error))
     with contextlib.suppress(OSError):  # a full disk; it only tells others who we are
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -120,75 +107,9 @@ def delete_run(model_dir: str) -> None:
         try:
             remove(path)
         except FILE_ERRORS as error:
-            raise RunError(f"{path} cannot be deleted: {reason(error)}") from error
-
-
-def check_settings(model_dir: str, settings: Mapping[str, object]) -> None:
-    """Compares a run's recorded settings with those it is to go on with.
-
-    A run without a checkpoint has nothing to go on from, so nothing can differ.
-
-    Args:
-      model_dir: of the run.
-      settings: what shapes the results, by flag; and `data_checksum`.
-
-    Raises:
-      InputError: names each difference; or `config.json` cannot be read.
-    """
-    if not any(list_checkpoints(d) for d in checkpoint_dirs(model_dir)):
-        return
-    config = load_config(model_dir)
-    if config is None:
-        logging.warning("%s has no config.json to compare settings with", model_dir)
-        return
-    recorded = config["settings"]
-    wanted = json.loads(json.dumps(dict(settings)))
-    differences = [
-        "--data_dir: found another data set than the run's"
-        if name == "data_checksum"
-        else f"--{name}: found {value!r}, the run has {recorded[name]!r}"
-        for name, value in wanted.items()
-        if name in recorded and recorded[name] != value
-    ]
-    if differences:
-        raise InputError(
-            f"{'; '.join(differences)}; expected the settings of the run in "
-            f"{model_dir}, another --model_dir, or --override_config"
-        )
-
-
-def is_restart(model_dir: str) -> bool:
-    """Whether what starts this process, by `LAUNCH`, has started the run before."""
-    launch = os.environ.get(LAUNCH)
-    if not launch:
-        return False
-    try:
-        config = load_config(model_dir) or {}
-    except InputError:
-        return False
-    resolved = config.get("resolved")
-    return isinstance(resolved, dict) and resolved.get(LAUNCH) == launch
-
-
-def load_config(model_dir: str) -> dict | None:
-    """Reads `config.json`; None where there is none.
-
-    Raises:
-      InputError: it is not what `save_config` wrote.
-    """
-    path = os.path.join(model_dir, "config.json")
-    if not tf.io.gfile.exists(path):
-        return None
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            config = json.loads(file.read())
-        if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
-            raise ValueError("it has no object 'settings'")
-        return config
-    except (tf.errors.OpError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}: expected the settings of a run, as JSON: {reason(error)}"
-        ) from error
+            raise RunError(
+                f"{path} cannot be deleted: {describe_error(error)}"
+            ) from error
 
 
 def checkpoint_dir(model_dir: str) -> str:
@@ -211,33 +132,16 @@ def export_dir(model_dir: str) -> str:
     return os.path.join(model_dir, "export")
 
 
-def save_config(
-    model_dir: str,
-    *,
-    settings: Mapping[str, object],
-    flags: Mapping[str, object],
-    resolved: Mapping[str, object],
-) -> None:
-    """Writes `config.json`.
+def watch_dir(model_dir: str) -> str:
+    """Returns where `evaluate --watch` writes by default."""
+    return os.path.join(model_dir, "eval_watch")
 
-    Args:
-      model_dir: of the run.
-      settings: what must not change when the run goes on.
-      flags: every flag's value.
-      resolved: what came of them.
-    """
-    config = {
-        "settings": dict(settings),
-        "flags": dict(flags),
-        "resolved": dict(resolved),
-        "versions": {
-            "mnist_dist": mnist_dist.__version__,
-            "python": platform.python_version(),
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "numpy": np.__version__,
-        },
-    }
-    path = os.path.join(model_dir, "config.json")
-    with naming(path, so="the checkpoints so far are intact"), replacing(path) as file:
-        file.write(json.dumps(config, indent=2).encode() + b"\n")
+
+def metrics_path(model_dir: str) -> str:
+    """Returns where every training and evaluation metric is recorded, as JSON lines."""
+    return os.path.join(model_dir, "metrics.jsonl")
+
+
+def config_path(model_dir: str) -> str:
+    """Returns where the settings of a run are recorded."""
+    return os.path.join(model_dir, "config.json")

@@ -3,6 +3,32 @@
 import dataclasses
 
 
+def is_finished(
+    *,
+    step: int,
+    total_steps: int,
+    best_accuracy: float,
+    target_accuracy: float | None,
+    evaluations_since_best: int,
+    early_stopping_patience: int,
+) -> bool:
+    """Whether all steps are done, or a wish to stop early is met.
+
+    Args:
+      step: updates done.
+      total_steps: the run's length.
+      best_accuracy: of the evaluations so far; negative if there was none.
+      target_accuracy: that ends the run when it is reached, if it has one.
+      evaluations_since_best: how many in a row brought no new best.
+      early_stopping_patience: as many of them end the run; 0: none do.
+    """
+    return (
+        step >= total_steps
+        or (target_accuracy is not None and best_accuracy >= target_accuracy)
+        or 0 < early_stopping_patience <= evaluations_since_best
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
     """All in steps, but for what says otherwise.

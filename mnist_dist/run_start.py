@@ -1,13 +1,12 @@
 """What a run begins with: where it left off, weights from elsewhere, or nothing."""
 
-import os
 from collections.abc import Mapping
 
 import keras
 import tensorflow as tf
 from absl import logging
 
-from mnist_dist import checkpoints, run_directory
+from mnist_dist import checkpoints, run_config, run_directory
 from mnist_dist.layers import transplant
 
 
@@ -44,13 +43,13 @@ def find_start(
     """
     if not overwrite:
         if restore != "none" and not override_config:
-            run_directory.check_settings(model_dir, settings)
+            run_config.check_settings(model_dir, settings)
         arrays = checkpoints.find_start(
             run_directory.checkpoint_dirs(model_dir), restore=restore, specs=specs
         )
         if arrays is not None:
             return arrays
-        records = os.path.join(model_dir, "metrics.jsonl")
+        records = run_directory.metrics_path(model_dir)
         if tf.io.gfile.exists(records) and tf.io.gfile.stat(records).length:
             logging.warning(
                 "%s has records but no checkpoint: the run begins anew, and they go",

@@ -31,12 +31,13 @@ from tensorboard.util.tensor_util import make_ndarray
 from mnist_dist.durable_files import (
     is_local,
     list_names,
-    naming,
     remove_unfinished,
     replacing,
+    reporting_errors,
     sync,
 )
 from mnist_dist.errors import InputError
+from mnist_dist.run_directory import metrics_path
 
 KINDS = ("train", "eval")  # of records, and the folders of their event files
 _SO = "the checkpoints so far are intact"
@@ -57,13 +58,13 @@ class RunLog:
         self._eval_accuracies: dict[int, float | None] = {}
         self._texts: dict[str, str] = {}
         self._event_files: dict[str, _AppendedFile] = {}
-        metrics_path = os.path.join(model_dir, "metrics.jsonl")
-        with naming(model_dir, so=_SO):
+        metrics = metrics_path(model_dir)
+        with reporting_errors(model_dir, so=_SO):
             tf.io.gfile.makedirs(model_dir)
             remove_unfinished(model_dir, is_mine=True)
-            for record in _drop_records(metrics_path, last_step=resume_step):
+            for record in _drop_records(metrics, last_step=resume_step):
                 self._note(record)
-            self._metrics_file = _AppendedFile(metrics_path)
+            self._metrics_file = _AppendedFile(metrics)
             for kind in KINDS:
                 directory = os.path.join(model_dir, kind)
                 tf.io.gfile.makedirs(directory)
@@ -180,7 +181,7 @@ class _AppendedFile:
             self._file = tf.io.gfile.GFile(path, "ab")
 
     def write(self, data: bytes) -> None:
-        with naming(self._path, so=_SO):
+        with reporting_errors(self._path, so=_SO):
             if is_local(self._path):
                 while data:
                     data = data[self._file.write(data) :]
@@ -190,7 +191,7 @@ class _AppendedFile:
 
     def flush(self) -> None:
         if is_local(self._path):
-            with naming(self._path, so=_SO):
+            with reporting_errors(self._path, so=_SO):
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from typing import NoReturn
 from absl import flags
 
 from mnist_dist import program, train_flags
+from mnist_dist.errors import EXIT_STOPPED
 from mnist_dist.preemption import StopRequest
 from mnist_dist.train_flags import FLAGS, pick
 from mnist_dist.workers.cluster import Cluster, find_cluster
@@ -65,10 +66,10 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
             models,
             optimizers,
             report,
+            run_config,
             run_directory,
             run_start,
             steps,
-            trained_model,
         )
         from mnist_dist.exports import saved_model
         from mnist_dist.train_state import TrainState
@@ -140,7 +141,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
     start, lock = None, None
     restore, overwrite = FLAGS.restore, FLAGS.overwrite
     if cluster.is_chief:
-        if run_directory.is_restart(FLAGS.model_dir):  # these were meant once
+        if run_config.is_restart(FLAGS.model_dir):  # these were meant once
             restore, overwrite = "auto", False
         print(report.describe_run(run, use_xla=use_xla), flush=True)
         # A directory that is not there yet is made once nothing is wrong any more.
@@ -172,7 +173,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         },
     )
     if cluster.is_chief:
-        run_directory.save_config(
+        run_config.save_config(
             FLAGS.model_dir,
             settings=settings,
             flags=train_flags.values(),
@@ -203,14 +204,14 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
             export_path = saved_model.export_saved_model(
                 state,
                 FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir),
-                config=trained_model.load_run_config(FLAGS.model_dir),
+                config=run_config.load_run_config(FLAGS.model_dir),
                 uses_ema=FLAGS.ema_decay > 0,
                 evaluation=dataset.evaluation,
             ).path
         print(report.describe_end(run, export_path))
     if lock:
         lock.close()
-    code = program.EXIT_STOPPED if was_stopped else 0
+    code = EXIT_STOPPED if was_stopped else 0
     sys.stdout.flush()  # before what may end the process at once
     distribution.leave_together(strategy, code=code)
     return code

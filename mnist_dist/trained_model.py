@@ -1,56 +1,17 @@
 """A run's model again, from `config.json` and a checkpoint, under any strategy or none."""
 
 import dataclasses
-import os
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-import tensorflow as tf
 from absl import logging
 
 from mnist_dist import checkpoints
+from mnist_dist.durable_files import describe_error
 from mnist_dist.errors import InputError
 from mnist_dist.models import create_model
-from mnist_dist.run_directory import best_dir, checkpoint_dir, load_config
+from mnist_dist.run_config import RunConfig, load_run_config
+from mnist_dist.run_directory import best_dir, checkpoint_dirs, config_path
 from mnist_dist.train_state import TrainState
-
-_TRIES = 5  # at a listing that a running training changes while it is read
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """What `config.json` says of a run, as far as its model is rebuilt from it.
-
-    Attributes:
-      model: `mlp`, `cnn` or `module:function`.
-      image_shape: height, width, channels.
-      num_classes: width of the logits.
-      seed: of the run.
-      dropout: rate before the last layer.
-      dtype: of the computation.
-      data_dir: of the data set it was trained on; None is the bundled MNIST.
-      data_checksum: of that data set.
-      validation_examples: training examples that were set apart.
-      total_steps: the last step of the run, unless it stops early.
-      target_accuracy: at which the run stops early, if it has one.
-      early_stopping_patience: evaluations without a best that stop it; 0: off.
-      contents: all of the file.
-    """
-
-    model: str
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    seed: int
-    dropout: float
-    dtype: str
-    data_dir: str | None
-    data_checksum: str
-    validation_examples: int
-    total_steps: int
-    target_accuracy: float | None
-    early_stopping_patience: int
-    contents: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,45 +34,6 @@ class TrainedModel:
     step: int
     uses_ema: bool
     is_last: bool
-
-
-def load_run_config(model_dir: str) -> RunConfig:
-    """Reads `MODEL_DIR/config.json`.
-
-    Raises:
-      InputError: it is missing, is not JSON, or lacks an entry.
-    """
-    contents = load_config(model_dir)
-    path = os.path.join(model_dir, "config.json")
-    if contents is None:
-        raise InputError(
-            f"--model_dir: found no {path}, expected the directory of a run"
-        )
-    try:
-        settings, flags = contents["settings"], contents["flags"]
-        resolved = contents["resolved"]
-        height, width, channels = map(int, resolved["image_shape"])
-        target = flags["target_accuracy"]
-        return RunConfig(
-            model=str(settings["model"]),
-            image_shape=(height, width, channels),
-            num_classes=int(resolved["num_classes"]),
-            seed=int(settings["seed"]),
-            dropout=float(settings["dropout"]),
-            dtype=str(settings["dtype"]),
-            data_dir=flags["data_dir"],
-            data_checksum=str(settings["data_checksum"]),
-            validation_examples=int(settings["validation_examples"]),
-            total_steps=int(resolved["total_steps"]),
-            target_accuracy=None if target is None else float(target),
-            early_stopping_patience=int(flags["early_stopping_patience"]),
-            contents=contents,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise InputError(
-            f"{path}: expected the settings of a run, found: {what}"
-        ) from error
 
 
 def load_trained_model(
@@ -176,9 +98,7 @@ def create_inference_state(config: RunConfig, *, model_dir: str) -> TrainState:
         )
         return TrainState(model, slot_names=())
     except InputError as error:
-        raise InputError(
-            f"{os.path.join(model_dir, 'config.json')}: {error}"
-        ) from error
+        raise InputError(f"{config_path(model_dir)}: {error}") from error
 
 
 def read_checkpoint(model_dir: str, checkpoint: str) -> tuple[str, checkpoints.Arrays]:
@@ -194,26 +114,32 @@ def read_checkpoint(model_dir: str, checkpoint: str) -> tuple[str, checkpoints.A
     Raises:
       InputError: there is none, or it is damaged (for `latest`: all are).
     """
-    directories = [checkpoint_dir(model_dir), best_dir(model_dir)]
-    if checkpoint == "latest":
-        return _read_newest(directories[0])
-    if checkpoint == "best":
-        return _read_newest(directories[1])
-    step = int(checkpoint)
-    for directory in directories:
-        if step in checkpoints.list_checkpoints(directory):
-            try:
-                return _read_step(directory, step)
-            except checkpoints.DAMAGE as error:
-                raise InputError(
-                    f"{checkpoints.checkpoint_prefix(directory, step)} is damaged: "
-                    f"{_first_line(error)}"
-                ) from error
-    raise InputError(
-        f"--checkpoint: found {step}, expected latest, best or one of the steps in "
-        f"{directories[0]}: "
-        f"{', '.join(map(str, checkpoints.list_checkpoints(directories[0]))) or 'none'}"
-    )
+    every, best = checkpoint_dirs(model_dir), [best_dir(model_dir)]
+    if checkpoint in ("latest", "best"):
+        directories = every if checkpoint == "latest" else best
+        found = checkpoints.read_newest(directories)
+        if found is None:
+            raise InputError(
+                f"{directories[0]}: found no checkpoint, expected ckpt-STEP.index and "
+                "its data"
+            )
+        return found
+    steps = {
+        str(step): directory
+        for directory in reversed(every)
+        for step in checkpoints.list_checkpoints(directory)
+    }
+    if checkpoint not in steps:
+        listed = ", ".join(sorted(steps, key=int, reverse=True)) or "none"
+        raise InputError(
+            f"--checkpoint: found {checkpoint!r}, expected latest, best or one of the "
+            f"steps in {every[0]}: {listed}"
+        )
+    prefix = checkpoints.checkpoint_prefix(steps[checkpoint], int(checkpoint))
+    try:
+        return prefix, checkpoints.read_step(steps[checkpoint], int(checkpoint))
+    except checkpoints.DAMAGE as error:
+        raise InputError(f"{prefix} is damaged: {describe_error(error)}") from error
 
 
 def restore(
@@ -248,7 +174,7 @@ def restore(
         checkpoint=prefix,
         step=int(arrays["step"]),
         uses_ema=source == "ema/",
-        is_last=is_last(arrays, config),
+        is_last=config.is_last(arrays),
     )
 
 
@@ -267,50 +193,3 @@ def weights_source(
             "--ema_decay=0"
         )
     return "ema/" if has_ema and use_ema is not False else "model/"
-
-
-def _read_newest(directory: str) -> tuple[str, checkpoints.Arrays]:
-    for _ in range(_TRIES):
-        steps = checkpoints.list_checkpoints(directory)
-        damage = {}
-        for step in steps:
-            prefix = checkpoints.checkpoint_prefix(directory, step)
-            try:
-                found = _read_step(directory, step)
-            except checkpoints.DAMAGE as error:
-                damage[prefix] = f"{type(error).__name__}: {_first_line(error)}"
-                continue
-            for damaged, reason in damage.items():
-                logging.warning("%s is damaged and skipped: %s", damaged, reason)
-            return found
-        if steps == checkpoints.list_checkpoints(directory):
-            break
-        # A training that goes on has replaced them all meanwhile.
-    if not steps:
-        raise InputError(
-            f"{directory}: found no checkpoint, expected ckpt-STEP.index and its data"
-        )
-    reasons = "; ".join(f"{prefix}: {reason}" for prefix, reason in damage.items())
-    raise InputError(f"{directory}: every checkpoint is damaged: {reasons}")
-
-
-def _read_step(directory: str, step: int) -> tuple[str, checkpoints.Arrays]:
-    return checkpoints.checkpoint_prefix(directory, step), checkpoints.read_step(
-        directory, step
-    )
-
-
-def is_last(arrays: checkpoints.Arrays, config: RunConfig) -> bool:
-    """What `TrainingRun.is_done` says at this checkpoint."""
-    accuracy = float(arrays.get("best/accuracy", np.float64(-1)))
-    without_best = int(arrays.get("best/evaluations_since", np.int64(0)))
-    return (
-        int(arrays["step"]) >= config.total_steps
-        or (config.target_accuracy is not None and accuracy >= config.target_accuracy)
-        or 0 < config.early_stopping_patience <= without_best
-    )
-
-
-def _first_line(error: Exception) -> str:
-    message = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    return message.splitlines()[0] if message else "no reason given"

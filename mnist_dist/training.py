@@ -12,14 +12,14 @@ from mnist_dist.checkpoints import CheckpointWriter
 from mnist_dist.data import Dataset, ExampleStream
 from mnist_dist.device_data import DeviceSplit, fits_on_device
 from mnist_dist.distribution import broadcast_from_chief
-from mnist_dist.durable_files import naming, remove_unfinished
+from mnist_dist.durable_files import remove_unfinished, reporting_errors
 from mnist_dist.errors import RunError
 from mnist_dist.evaluation import evaluate
 from mnist_dist.optimizers import Schedule
 from mnist_dist.preemption import StopRequest
 from mnist_dist.progress import Progress
 from mnist_dist.run_directory import best_dir, checkpoint_dir
-from mnist_dist.run_plan import RunPlan
+from mnist_dist.run_plan import RunPlan, is_finished
 from mnist_dist.steps import EvaluateLoop, TrainLoop
 from mnist_dist.summaries import RunLog
 from mnist_dist.train_state import TrainState
@@ -149,14 +149,13 @@ class TrainingRun:
 
     def is_done(self) -> bool:
         """Whether all steps are done, or a wish to stop early is met."""
-        target, patience = (
-            self.plan.target_accuracy,
-            self.plan.early_stopping_patience,
-        )
-        return (
-            self.step >= self.plan.total_steps
-            or (target is not None and self._best_accuracy >= target)
-            or (0 < patience <= self._evaluations_since_best)
+        return is_finished(
+            step=self.step,
+            total_steps=self.plan.total_steps,
+            best_accuracy=self._best_accuracy,
+            target_accuracy=self.plan.target_accuracy,
+            evaluations_since_best=self._evaluations_since_best,
+            early_stopping_patience=self.plan.early_stopping_patience,
         )
 
     def is_evaluated(self) -> bool:
@@ -289,7 +288,7 @@ class TrainingRun:
     def _open_directory(self, arrays: checkpoints.Arrays | None) -> None:
         directories = checkpoint_dir(self.model_dir), best_dir(self.model_dir)
         for directory in directories:
-            with naming(directory, so="the checkpoints in it are intact"):
+            with reporting_errors(directory, so="the checkpoints in it are intact"):
                 remove_unfinished(directory, is_mine=True)
                 checkpoints.set_aside_later(directory, self.step)
         if self.step in checkpoints.list_checkpoints(directories[0]):

@@ -6,9 +6,9 @@ from mnist_dist.checkpoints import CheckpointWriter
 from mnist_dist.data import load_dataset
 from mnist_dist.exports.saved_model import export_saved_model
 from mnist_dist.models import create_model
-from mnist_dist.run_directory import best_dir, checkpoint_dir, save_config
+from mnist_dist.run_config import RunConfig, save_config
+from mnist_dist.run_directory import best_dir, checkpoint_dir
 from mnist_dist.train_state import TrainState
-from mnist_dist.trained_model import RunConfig
 
 
 def create_run(

@@ -20,7 +20,7 @@ import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from mnist_dist import __version__
-from mnist_dist.program import EXIT_INPUT, EXIT_STOPPED
+from mnist_dist.errors import EXIT_INPUT, EXIT_STOPPED
 
 ROOT = Path(__file__).parent.parent
 MANIFESTS = ROOT / "launch" / "kubernetes"

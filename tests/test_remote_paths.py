@@ -20,7 +20,7 @@ for FLAGS.train_steps in (20, 40):
 import tensorflow as tf
 from mnist_dist.exports.model_card import load_model_card
 from mnist_dist.run_checkpoints import list_run_checkpoints
-from mnist_dist.run_directory import load_config
+from mnist_dist.run_config import load_config
 
 run = FLAGS.model_dir
 with tf.io.gfile.GFile(f"{run}/metrics.jsonl") as file:

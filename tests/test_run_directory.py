@@ -9,12 +9,11 @@ from mnist_dist import run_checkpoints
 from mnist_dist.checkpoints import CheckpointWriter, list_checkpoints
 from mnist_dist.errors import InputError
 from mnist_dist.run_checkpoints import list_run_checkpoints
+from mnist_dist.run_config import load_config, save_config
 from mnist_dist.run_directory import (
     checkpoint_dir,
     delete_run,
-    load_config,
     open_for_writing,
-    save_config,
 )
 
 

@@ -6,7 +6,8 @@ import pytest
 from run_factory import create_run, save_data_set
 
 from mnist_dist.errors import InputError
-from mnist_dist.trained_model import load_run_config, load_trained_model
+from mnist_dist.run_config import load_run_config
+from mnist_dist.trained_model import load_trained_model
 
 DATA = "data-00000-of-00001"
 
@@ -77,11 +78,14 @@ def test_damaged_newest_is_skipped_aloud_and_a_damaged_step_refused(
     os.truncate(tmp_path / "checkpoints" / f"ckpt-2.{DATA}", 100)
     trained = load_trained_model(str(tmp_path))
     assert_holds(trained, weights_of(written[1], "ema/"))
-    assert "ckpt-2 is damaged and skipped" in caplog.text
+    assert "is damaged and skipped" in caplog.text
+    assert "ckpt-2: " in caplog.text
     with pytest.raises(InputError, match="ckpt-2 is damaged: "):
         load_trained_model(str(tmp_path), checkpoint="2")
     os.remove(tmp_path / "checkpoints" / "ckpt-1.index")
-    with pytest.raises(InputError, match=r"every checkpoint is damaged: .*ckpt-2.*ckp"):
+    with pytest.raises(
+        InputError, match=r"all 2 checkpoints are damaged; .*ckpt-2.*ckp"
+    ):
         load_trained_model(str(tmp_path))
 
 
@@ -89,7 +93,7 @@ def test_what_is_not_there_is_named(tmp_path, data_dir):
     with pytest.raises(InputError, match=r"found no .*/nowhere/config\.json"):
         load_trained_model(f"{tmp_path}/nowhere")
     create_run(tmp_path / "run", data_dir=data_dir, steps=(1, 2))
-    with pytest.raises(InputError, match=r"found 7, expected .* steps in .*: 2, 1"):
+    with pytest.raises(InputError, match=r"found '7', expected .* steps in .*: 2, 1"):
         load_trained_model(f"{tmp_path}/run", checkpoint="7")
     with pytest.raises(InputError, match="best: found no checkpoint"):
         load_trained_model(f"{tmp_path}/run", checkpoint="best")

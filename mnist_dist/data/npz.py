@@ -68,8 +68,6 @@ def load_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
                     )
                     for key in KEYS
                 }
-        except InputError:
-            raise
         except _ZIP_ERRORS as error:
             raise InputError(
                 f"{quoted(path)}: not a zip archive that can be read ({error})"

@@ -13,8 +13,8 @@ from absl import logging
 from mnist_dist import checkpoints
 from mnist_dist.durable_files import is_local
 from mnist_dist.errors import InputError
+from mnist_dist.run_config import RunConfig, load_run_config
 from mnist_dist.run_directory import checkpoint_dir
-from mnist_dist.trained_model import RunConfig, is_last, load_run_config
 
 _POLL_SECONDS = 0.5
 
@@ -78,7 +78,7 @@ def follow_checkpoints(
             found = _read(model_dir, step, written)
             if found is not None:
                 visit(found)
-                is_at_end = is_last(found.arrays, found.config)
+                is_at_end = found.config.is_last(found.arrays)
                 waiting_since = time.monotonic()
         if is_at_end:
             return "last"

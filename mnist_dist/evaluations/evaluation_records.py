@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist.durable_files import list_names, naming, remove, replacing
+from mnist_dist.durable_files import list_names, remove, replacing, reporting_errors
 from mnist_dist.evaluations.classification_report import (
     ClassificationReport,
     format_report,
@@ -48,18 +48,15 @@ def record_path(directory: str, step: int) -> str:
     return os.path.join(directory, f"ckpt-{step}.json")
 
 
-def watch_dir(model_dir: str) -> str:
-    """Returns where the evaluations of a run that is watched lie by default."""
-    return os.path.join(model_dir, "eval_watch")
-
-
 def remove_records(directory: str, *, first_step: int) -> None:
     """Removes what is of this step or a later one."""
     for name in list_names(directory):
         match = re.fullmatch(r"ckpt-(\d+)\.json|events\.out\.tfevents\.(\d+)\.v2", name)
         if match and int(match[1] or match[2]) >= first_step:
             path = os.path.join(directory, name)
-            with naming(path, so="evaluations of later steps are still there"):
+            with reporting_errors(
+                path, so="evaluations of later steps are still there"
+            ):
                 remove(path)
 
 
@@ -142,7 +139,7 @@ def _as_code(text: str) -> str:
 
 
 def _write(path: str, content: bytes) -> None:
-    with naming(path, so="the run is as it was"):
+    with reporting_errors(path, so="the run is as it was"):
         tf.io.gfile.makedirs(os.path.dirname(path))
         with replacing(path) as file:
             file.write(content)

@@ -17,8 +17,8 @@ import tensorflow as tf
 import mnist_dist
 from mnist_dist.durable_files import is_local
 from mnist_dist.errors import InputError
+from mnist_dist.run_config import RunConfig
 from mnist_dist.train_state import TrainState, weight_path
-from mnist_dist.trained_model import RunConfig
 
 FILE_NAME = "model_card.json"
 

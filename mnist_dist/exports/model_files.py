@@ -9,7 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from mnist_dist.data import Split
-from mnist_dist.durable_files import naming, publishing, remove
+from mnist_dist.durable_files import (
+    describe_error,
+    publishing,
+    remove,
+    reporting_errors,
+)
 from mnist_dist.errors import InputError
 from mnist_dist.evaluation import LogitsFunction
 from mnist_dist.exports import model_card
@@ -21,9 +26,9 @@ from mnist_dist.exports.verification import (
     inference_logits,
     noise_images,
 )
+from mnist_dist.run_config import RunConfig
 from mnist_dist.steps import normalize
 from mnist_dist.train_state import TrainState
-from mnist_dist.trained_model import RunConfig
 
 _NUM_VERIFIED_IMAGES = 64
 
@@ -90,10 +95,9 @@ def export_file(
             raise
         # What Keras, its layers and the converter raise has no common type.
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"--format={file_format}: the model {state.model.name!r} cannot be "
-                f"written so: {reason}"
+                f"written so: {describe_error(error)}"
             ) from error
         check_logits(path, found, expected=expected, dtype=state.model.compute_dtype)
         results = evaluate_export(logits, evaluation, num_classes=config.num_classes)
@@ -112,7 +116,7 @@ def export_file(
             if overwrite or not tf.io.gfile.exists(path):
                 remove(card)
         with (
-            naming(card, so=f"{path} was published without its card"),
+            reporting_errors(card, so=f"{path} was published without its card"),
             publishing(card) as staging,
         ):
             tf.io.gfile.copy(model_card.card_path(written), staging)

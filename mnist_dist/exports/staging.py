@@ -8,9 +8,9 @@ import tensorflow as tf
 
 from mnist_dist.durable_files import (
     FILE_ERRORS,
+    describe_error,
     is_local,
     publishing,
-    reason,
     remove_unfinished,
 )
 from mnist_dist.errors import InputError, RunError
@@ -28,7 +28,7 @@ def prepare_directory(directory: str) -> None:
     except FILE_ERRORS as error:
         raise InputError(
             f"--export_dir: found {directory!r}, where no directory can be made: "
-            f"{reason(error)}"
+            f"{describe_error(error)}"
         ) from error
     if not is_writable:
         raise InputError(
@@ -54,5 +54,5 @@ def exporting(path: str, *, overwrite: bool) -> Iterator[str]:
                 f"{path}: appeared while it was being exported; nothing was replaced"
             ) from error
         raise RunError(
-            f"{path} cannot be written: {reason(error)}; nothing was published"
+            f"{path} cannot be written: {describe_error(error)}; nothing was published"
         ) from error

@@ -21,7 +21,7 @@ import numpy as np
 from mnist_dist.checkpoints import Arrays
 from mnist_dist.data.npy import read_npy_data, read_npy_header
 from mnist_dist.data.reading import max_unpacked_bytes, open_file, quoted
-from mnist_dist.durable_files import FILE_ERRORS, publishing, reason
+from mnist_dist.durable_files import FILE_ERRORS, describe_error, publishing
 from mnist_dist.errors import InputError, RunError
 
 MAX_WEIGHTS_RATIO = 16  # trained weights hardly compress
@@ -96,8 +96,6 @@ def load_npz(path: str) -> Arrays:
                             stream, max_bytes=left, name=f"{quoted(path)}: {name}"
                         )
                     left -= arrays[name].nbytes
-        except InputError:
-            raise
         except _ZIP_ERRORS as error:
             raise InputError(
                 f"{quoted(path)}: not an .npz archive that can be read ({error})"
@@ -205,6 +203,6 @@ def _write_array(stream: IO[bytes], array: np.ndarray) -> None:
 
 
 def _cannot_write(path: str, error: Exception) -> InputError | RunError:
-    message = f"{quoted(path)}: cannot be written ({reason(error)})"
+    message = f"{quoted(path)}: cannot be written ({describe_error(error)})"
     is_full = getattr(error, "errno", None) == errno.ENOSPC
     return RunError(message) if is_full else InputError(message)

@@ -21,7 +21,7 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectG
 from mnist_dist import checkpoints
 from mnist_dist.checkpoints import Arrays
 from mnist_dist.data.reading import max_unpacked_bytes, open_file, quoted
-from mnist_dist.durable_files import is_local
+from mnist_dist.durable_files import describe_error, is_local
 from mnist_dist.errors import InputError
 from mnist_dist.exports.saved_model import list_version_paths
 from mnist_dist.layers.layer_files import (
@@ -207,9 +207,7 @@ def _naming_damage(prefix: str) -> Iterator[None]:
     try:
         yield
     except (*checkpoints.DAMAGE, DecodeError) as error:
-        message = getattr(error, "message", None) or str(error)
-        reason = (message.splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{prefix} is damaged: {reason}") from error
+        raise InputError(f"{prefix} is damaged: {describe_error(error)}") from error
 
 
 def _load_keras(path: str) -> Weights:
@@ -220,8 +218,9 @@ def _load_keras(path: str) -> Weights:
         raise
     # What Keras, its layers and h5py raise has no common type.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{quoted(path)}: Keras cannot load it: {reason}") from error
+        raise InputError(
+            f"{quoted(path)}: Keras cannot load it: {describe_error(error)}"
+        ) from error
     arrays: Arrays = {}
     for variable in model.weights:
         name = check_name(weight_path(model, variable), where=quoted(path))

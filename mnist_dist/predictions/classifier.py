@@ -2,13 +2,12 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist.durable_files import FILE_ERRORS
+from mnist_dist.durable_files import FILE_ERRORS, describe_error
 from mnist_dist.errors import InputError
 from mnist_dist.exports.saved_model import list_version_paths
 
@@ -141,7 +140,5 @@ def _described(signature: dict) -> str:
 
 
 def _unusable(path: str, error: Exception) -> InputError:
-    # TensorFlow names the node that failed first, and adds its stack in more lines.
-    text = re.sub(r"^\{\{.*?\}\} ", "", str(error)).strip() or type(error).__name__
-    reason = text.splitlines()[0][:300]
+    reason = describe_error(error)[:300]
     return InputError(f"{path!r}: not a SavedModel that can be used ({reason})")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
-from mnist_dist import program
+from mnist_dist.errors import EXIT_STOPPED
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOP_SECONDS = 60.0  # that a worker may take to save after a signal
@@ -144,7 +144,7 @@ def run_workers(
                 if worker.log:
                     worker.log.close()
     # One that only lost another did not fail first, though it may have ended first.
-    causes = [w for w in failed if w.exit_code() != program.EXIT_STOPPED]
+    causes = [w for w in failed if w.exit_code() != EXIT_STOPPED]
     return next(iter([*causes, *failed, *running]), None)
 
 
