@@ -20,6 +20,7 @@ from mnist_dist.durable_files import (
     FILE_ERRORS,
     describe_error,
     list_names,
+    list_unfinished,
     remove,
     replacing,
     reporting_errors,
@@ -58,7 +59,7 @@ class CheckpointWriter:
     ) -> None:
         """Begins to write `directory/ckpt-<step>`; older ones past the limit go.
 
-        Waits while two are being written, and raises what an earlier one raised.
+        Waits while two are being written.
 
         Args:
           arrays: what to write, by name; not to be changed any more.
@@ -66,11 +67,15 @@ class CheckpointWriter:
           step: number of this one.
           max_to_keep: checkpoints that stay in the directory.
           first: called in the background before anything is written.
+
+        Raises:
+          RunError: an earlier one could not be written.
         """
+        self.raise_failure()
         self._wait_until(num_pending=1)
         self._pending.append(
             self._thread.submit(
-                _save,
+                save_checkpoint,
                 arrays,
                 directory=directory,
                 step=step,
@@ -78,6 +83,11 @@ class CheckpointWriter:
                 first=first,
             )
         )
+
+    def raise_failure(self) -> None:
+        """Raises the `RunError` of a save that has failed meanwhile, if one has."""
+        while self._pending and self._pending[0].done():
+            self._pending.pop(0).result()
 
     def close(self) -> None:
         """Returns when all that was saved is on disk.
@@ -101,12 +111,45 @@ def checkpoint_prefix(directory: str, step: int) -> str:
 
 
 def list_checkpoints(directory: str) -> list[int]:
-    """Returns the steps of which `directory` has a checkpoint, newest first."""
+    """Returns the steps of which `directory` has a checkpoint, newest first.
+
+    One that lacks its index counts, as damaged, unless that is just about to come.
+    """
     names = [
-        re.fullmatch(_NAME + r"\.(?:index|data-.*)", name)
+        re.fullmatch(_NAME + r"\.(index|data-.*)", name)
         for name in list_names(directory)
     ]
-    return sorted({int(name[1]) for name in names if name}, reverse=True)
+    steps = {int(name[1]) for name in names if name}
+    indexed = {int(name[1]) for name in names if name and name[2] == "index"}
+    if steps != indexed:
+        steps -= _staged_indices(directory).keys() - indexed
+    return sorted(steps, reverse=True)
+
+
+def finish_interrupted_saves(directory: str) -> None:
+    """Completes checkpoints whose writer was killed between the data and the index.
+
+    Only for who alone writes to `directory`.
+
+    Raises:
+      tf.errors.OpError, OSError: an index cannot be renamed.
+    """
+    for step, index in _staged_indices(directory).items():
+        final = f"{checkpoint_prefix(directory, step)}.index"
+        tf.io.gfile.rename(index, final, overwrite=True)
+        sync(directory)
+
+
+def _staged_indices(directory: str) -> dict[int, str]:
+    """Paths of indices still in a writer's folder whose data has left it, by step."""
+    found = {}
+    for staging in list_unfinished(directory):
+        names = list_names(staging)
+        for name in names:
+            match = re.fullmatch(_NAME + r"\.index", name)
+            if match and not any(n.startswith(f"ckpt-{match[1]}.data-") for n in names):
+                found[int(match[1])] = os.path.join(staging, name)
+    return found
 
 
 def load_arrays(prefix: str) -> Arrays:
@@ -210,37 +253,64 @@ def find_start(
     """
     if restore == "auto":
         return load_newest(directories, specs=specs)
-    steps = {str(s): d for d in reversed(directories) for s in list_checkpoints(d)}
-    listed = ", ".join(sorted(steps, key=int, reverse=True)) or "none"
+    listed = _list_steps(directories)
     if restore == "none":
-        if steps:
+        if listed:
             raise InputError(
                 f"--restore=none: found checkpoints in {directories[0]} (steps "
                 f"{listed}), expected none; --overwrite deletes them"
             )
         return None
     if restore.isascii() and restore.isdigit():
-        if restore not in steps:
-            raise InputError(
-                f"--restore: found {restore}, expected one of the steps in "
-                f"{directories[0]}: {listed}"
-            )
-        directory, step = steps[restore], int(restore)
+        prefix, arrays = read_named_step(directories, restore, flag="--restore")
     else:
         directory, step = parse_prefix(restore, flag="--restore")
         own = {os.path.realpath(d) for d in directories}
-        if steps and os.path.realpath(directory) not in own:
+        if listed and os.path.realpath(directory) not in own:
             raise InputError(
                 f"--restore: found {restore}, a checkpoint of another run, but "
                 f"{directories[0]} has its own (steps {listed}); expected one of these"
             )
-    try:
-        return load_step(directory, step, specs=specs)
-    except DAMAGE as error:
-        raise InputError(
-            f"--restore: {checkpoint_prefix(directory, step)} is damaged: "
-            f"{describe_error(error)}"
-        ) from error
+        prefix, arrays = read_named_step([directory], str(step), flag="--restore")
+    check_specs(arrays, specs=specs, name=prefix)
+    return arrays
+
+
+def read_named_step(
+    directories: Sequence[str], step: str, *, flag: str
+) -> tuple[str, Arrays]:
+    """Reads the checkpoint of the step that a flag names.
+
+    Args:
+      directories: where `ckpt-<step>` files lie; the first with a whole one counts.
+      step: as it was given.
+      flag: that names it.
+
+    Returns:
+      As `read_newest` does.
+
+    Raises:
+      InputError: there is none of this step, or none that is whole.
+    """
+    damage = ""
+    for directory in directories:
+        if step in map(str, list_checkpoints(directory)):
+            prefix = checkpoint_prefix(directory, int(step))
+            try:
+                return prefix, read_step(directory, int(step))
+            except DAMAGE as error:
+                damage = f"{prefix} is damaged: {describe_error(error)}"
+    if damage:
+        raise InputError(f"{flag}: {damage}")
+    raise InputError(
+        f"{flag}: found {step}, expected one of the steps in {directories[0]}: "
+        f"{_list_steps(directories) or 'none'}"
+    )
+
+
+def _list_steps(directories: Sequence[str]) -> str:
+    steps = {step for directory in directories for step in list_checkpoints(directory)}
+    return ", ".join(map(str, sorted(steps, reverse=True)))
 
 
 def parse_prefix(path: str, *, flag: str) -> tuple[str, int]:
@@ -284,18 +354,6 @@ def set_aside_later(directory: str, step: int) -> None:
             tf.io.gfile.rename(os.path.join(directory, name), os.path.join(aside, name))
 
 
-def load_step(directory: str, step: int, *, specs: Specs) -> Arrays:
-    """Loads one step's checkpoint and checks that it is what the run needs.
-
-    Raises:
-      InputError: names, shapes or dtypes differ from `specs`.
-      ValueError, tf.errors.OpError, IndexError: as `read_step`.
-    """
-    arrays = read_step(directory, step)
-    check_specs(arrays, specs=specs, name=checkpoint_prefix(directory, step))
-    return arrays
-
-
 def read_step(directory: str, step: int) -> Arrays:
     """Reads one step's checkpoint, whatever model it is of.
 
@@ -329,28 +387,55 @@ def check_specs(arrays: Arrays, *, specs: Specs, name: str) -> None:
     Raises:
       InputError: names each that is missing, extra or of another shape or dtype.
     """
-    differences = [f"missing {key}" for key in sorted(specs.keys() - arrays.keys())]
-    differences += [f"unknown {key}" for key in sorted(arrays.keys() - specs.keys())]
-    differences += [
-        f"{key} found {arrays[key].dtype} {arrays[key].shape} expected "
-        f"{specs[key][1]} {specs[key][0]}"
-        for key in sorted(specs.keys() & arrays.keys())
-        if (arrays[key].shape, arrays[key].dtype) != specs[key]
+    if misfit := describe_misfit(arrays, specs):
+        raise InputError(f"{name} is of another model or optimizer: {misfit}")
+
+
+def specs_of(arrays: Arrays) -> Specs:
+    """Returns the shape and dtype of each array."""
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
+
+
+def describe_misfit(arrays: Arrays, specs: Specs) -> str:
+    """Says how arrays differ from what is expected; empty if they do not."""
+    reasons = [
+        f"{name}: found nothing, expected {describe_spec(*specs[name])}"
+        for name in sorted(specs.keys() - arrays.keys())
     ]
-    if differences:
-        raise InputError(
-            f"{name} is of another model or optimizer: {'; '.join(differences)}"
-        )
+    reasons += [
+        f"{name}: found {describe_spec(arrays[name].shape, arrays[name].dtype)}, "
+        f"expected {describe_spec(*specs[name]) if name in specs else 'no such array'}"
+        for name in sorted(arrays)
+        if (arrays[name].shape, arrays[name].dtype) != specs.get(name)
+    ]
+    return "; ".join(reasons)
 
 
-def _save(
+def describe_spec(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    """Returns what an array is, for a person: `float32 [784, 128]`."""
+    return f"{dtype} {list(shape)}"
+
+
+def save_checkpoint(
     arrays: Arrays,
     *,
     directory: str,
     step: int,
-    max_to_keep: int,
-    first: Callable[[], None] | None,
+    max_to_keep: int | None = None,
+    first: Callable[[], None] | None = None,
 ) -> None:
+    """Writes `directory/ckpt-<step>`; returns when it is on disk.
+
+    Args:
+      arrays: what to write, by name.
+      directory: of checkpoints.
+      step: number of this one.
+      max_to_keep: checkpoints that stay in the directory; None: all.
+      first: called before anything is written.
+
+    Raises:
+      RunError: it cannot be written.
+    """
     if first:
         first()
     prefix = checkpoint_prefix(directory, step)
@@ -360,8 +445,9 @@ def _save(
         # nothing of ours reads it.
         with replacing(os.path.join(directory, "checkpoint")) as file:
             file.write(f'model_checkpoint_path: "ckpt-{step}"\n'.encode())
-        for old in list_checkpoints(directory)[max_to_keep:]:
-            delete_checkpoint(directory, old)
+        if max_to_keep is not None:
+            for old in list_checkpoints(directory)[max_to_keep:]:
+                delete_checkpoint(directory, old)
 
 
 def _write(arrays: Arrays, *, directory: str, step: int) -> None:
@@ -379,7 +465,7 @@ def _write(arrays: Arrays, *, directory: str, step: int) -> None:
         names = _files(staging, step)
         for name in names:
             sync(os.path.join(staging, name))
-        # The index last: a checkpoint without one is not taken for a checkpoint.
+        # The index last: `finish_interrupted_saves` knows by it how far a kill let it.
         for name in names:
             tf.io.gfile.rename(
                 os.path.join(staging, name),

@@ -112,6 +112,15 @@ def staging_path(directory: str) -> str:
     return path
 
 
+def list_unfinished(directory: str) -> list[str]:
+    """Returns the paths of what writers have not yet given its name in a directory."""
+    return [
+        os.path.join(directory, name)
+        for name in list_names(directory)
+        if name.startswith(_UNFINISHED)
+    ]
+
+
 def remove_unfinished(directory: str, *, is_mine: bool) -> None:
     """Removes what writers that were killed have left in a directory.
 

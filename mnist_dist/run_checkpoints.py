@@ -4,6 +4,7 @@ import json
 import os
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from mnist_dist import checkpoints
@@ -20,8 +21,7 @@ from mnist_dist.run_directory import (
     open_for_writing,
     watch_dir,
 )
-
-_KEEP_ALL = 1 << 30
+from mnist_dist.summaries import withdraw_evaluation
 
 
 class RunCheckpoint(NamedTuple):
@@ -132,8 +132,10 @@ def revert_run(model_dir: str, step: int) -> Reverted:
             )
         if whole[0].is_best:
             # The best may be replaced by a better one: the run needs its own.
-            write_checkpoint(
-                model_dir, checkpoints.read_step(best_dir(model_dir), step), step=step
+            checkpoints.save_checkpoint(
+                checkpoints.read_step(best_dir(model_dir), step),
+                directory=checkpoint_dir(model_dir),
+                step=step,
             )
         later = []
         for directory in checkpoint_dirs(model_dir):
@@ -149,34 +151,41 @@ def revert_run(model_dir: str, step: int) -> Reverted:
     return Reverted(step, later, stale)
 
 
-def write_checkpoint(model_dir: str, arrays: checkpoints.Arrays, *, step: int) -> str:
-    """Writes a run's checkpoint of a step, whatever was there; returns its path."""
-    writer = checkpoints.CheckpointWriter()
-    directory = checkpoint_dir(model_dir)
-    try:
-        writer.save(arrays, directory=directory, step=step, max_to_keep=_KEEP_ALL)
-    finally:
-        writer.close()
-    return checkpoints.checkpoint_prefix(directory, step)
+def replace_latest(
+    model_dir: str, old: checkpoints.Arrays, new: checkpoints.Arrays
+) -> tuple[str, str]:
+    """Puts other weights into a run's newest checkpoint; its evaluation is withdrawn.
 
+    Args:
+      model_dir: of a run that nobody else writes.
+      old: all that the checkpoint holds.
+      new: what it is to hold instead; its `best/` entries are seen to here.
 
-def set_aside(model_dir: str, step: int) -> str:
-    """Copies a step's checkpoint of a run, and returns where to.
+    Returns:
+      The path of a copy of the old one, which is no part of the run; and its own.
 
-    For a checkpoint that is about to be replaced; the copy is no part of the run.
+    Raises:
+      InputError: the run's metrics are damaged.
+      RunError: something cannot be written.
     """
-    directory = checkpoint_dir(model_dir)
+    step, directory = int(old["step"]), checkpoint_dir(model_dir)
     number = 1
     while tf.io.gfile.exists(aside := os.path.join(directory, f"replaced-{number}")):
         number += 1
-    writer = checkpoints.CheckpointWriter()
     tf.io.gfile.makedirs(aside)
-    try:
-        arrays = checkpoints.read_step(directory, step)
-        writer.save(arrays, directory=aside, step=step, max_to_keep=1)
-    finally:
-        writer.close()
-    return checkpoints.checkpoint_prefix(aside, step)
+    checkpoints.save_checkpoint(old, directory=aside, step=step)
+    if int(old.get("best/step", -1)) == step:
+        new = new | {
+            "best/accuracy": np.array(-1.0, np.float64),
+            "best/step": np.array(-1, np.int64),
+            "best/evaluations_since": np.array(0, np.int64),
+        }
+    withdraw_evaluation(model_dir, step)
+    checkpoints.save_checkpoint(new, directory=directory, step=step)
+    return (
+        checkpoints.checkpoint_prefix(aside, step),
+        checkpoints.checkpoint_prefix(directory, step),
+    )
 
 
 def _accuracies(model_dir: str) -> dict[int, float]:

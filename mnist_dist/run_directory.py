@@ -10,25 +10,20 @@ from typing import BinaryIO
 import tensorflow as tf
 from absl import logging
 
+from mnist_dist.checkpoints import finish_interrupted_saves, list_checkpoints
 from mnist_dist.durable_files import (
     FILE_ERRORS,
     describe_error,
     is_local,
+    list_names,
     remove,
+    reporting_errors,
 )
 from mnist_dist.errors import InputError, RunError
 
 # What a run writes, the settings last.
-_CONTENTS = (
-    "checkpoints",
-    "best",
-    "metrics.jsonl",
-    "train",
-    "eval",
-    "eval_watch",
-    "export",
-    "config.json",
-)
+_FOLDERS = ("checkpoints", "best", "train", "eval", "eval_watch", "export")
+_FILES = ("metrics.jsonl", "config.json")
 
 
 def open_for_writing(model_dir: str) -> BinaryIO:
@@ -43,7 +38,16 @@ def open_for_writing(model_dir: str) -> BinaryIO:
     Raises:
       InputError: there is a file, the directory cannot be written to, or another
         process writes to it.
+      RunError: a checkpoint whose writer was killed cannot be completed.
     """
+    lock = _lock(model_dir)
+    for directory in checkpoint_dirs(model_dir):
+        with reporting_errors(directory, so="nothing in it was changed"):
+            finish_interrupted_saves(directory)
+    return lock
+
+
+def _lock(model_dir: str) -> BinaryIO:
     try:
         tf.io.gfile.makedirs(model_dir)
         if not is_local(model_dir):
@@ -90,6 +94,41 @@ def check_directory(directory: str, *, flag: str) -> None:
         )
 
 
+def check_contents(model_dir: str) -> None:
+    """Checks that what has the names of a run's files is a run's.
+
+    A run goes on writing to these, drops later points from them, and may be told to
+    delete them all.
+
+    Raises:
+      InputError: one is a file where a run has a folder, or the reverse; or there are
+        some but no sign of a run: no metrics, settings or checkpoint.
+    """
+    found = []
+    for names, is_folder in ((_FOLDERS, True), (_FILES, False)):
+        for name in names:
+            path = os.path.join(model_dir, name)
+            if not tf.io.gfile.exists(path):
+                continue
+            if tf.io.gfile.isdir(path) != is_folder:
+                raise InputError(
+                    f"--model_dir: found {path}, expected "
+                    f"{'a folder' if is_folder else 'a file'} or nothing there"
+                )
+            if not is_folder or list_names(path):
+                found.append(path)
+    has_records = any(path.endswith(_FILES) for path in found)
+    if (
+        found
+        and not has_records
+        and not any(map(list_checkpoints, checkpoint_dirs(model_dir)))
+    ):
+        raise InputError(
+            f"--model_dir: found {', '.join(found)}, but no metrics, settings or "
+            "checkpoint of a run; expected a run, or a directory without these names"
+        )
+
+
 def _warn_of_no_lock(model_dir: str, why: str) -> None:
     logging.warning(
         "%s cannot be locked (%s): see that no other run writes to it", model_dir, why
@@ -102,7 +141,7 @@ def delete_run(model_dir: str) -> None:
     Raises:
       RunError: something cannot be deleted.
     """
-    for name in _CONTENTS:
+    for name in _FOLDERS + _FILES:
         path = os.path.join(model_dir, name)
         try:
             remove(path)

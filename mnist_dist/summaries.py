@@ -62,15 +62,24 @@ class RunLog:
         with reporting_errors(model_dir, so=_SO):
             tf.io.gfile.makedirs(model_dir)
             remove_unfinished(model_dir, is_mine=True)
-            for record in _drop_records(metrics, last_step=resume_step):
+            lines, records, damaged = _read_records(metrics, last_step=resume_step)
+            if damaged:
+                logging.warning(
+                    "%s: line %d was cut off and is dropped", metrics, damaged[0]
+                )
+            _rewrite(metrics, lines)
+            for record in records:
                 self._note(record)
             self._metrics_file = _AppendedFile(metrics)
             for kind in KINDS:
                 directory = os.path.join(model_dir, kind)
                 tf.io.gfile.makedirs(directory)
                 remove_unfinished(directory, is_mine=True)
+                # Nor the point of an evaluation that was withdrawn.
+                is_point = kind == "train" or self.has_eval(resume_step)
+                last_step = resume_step if is_point else resume_step - 1
                 for path in _list_event_files(directory):
-                    texts = _drop_events(path, last_step=resume_step)
+                    texts = _drop_events(path, last_step=last_step)
                     self._texts |= texts if kind == "train" else {}
                 self._event_files[kind] = _AppendedFile(_new_event_path(directory))
                 sync(directory)
@@ -123,6 +132,10 @@ class RunLog:
     def has_eval(self, step: int) -> bool:
         """Whether this step was evaluated, by this process or an earlier one."""
         return step in self._eval_accuracies
+
+    def eval_accuracy(self, step: int) -> float | None:
+        """Returns the accuracy of a step's evaluation, if there was one."""
+        return self._eval_accuracies.get(step)
 
     def last_eval_accuracy(self) -> float | None:
         """Returns the accuracy of the latest evaluation, if there was one."""
@@ -207,20 +220,48 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None  # JSON has no NaN
 
 
-def _drop_records(path: str, *, last_step: int) -> list[dict]:
-    """Rewrites `metrics.jsonl` without what lies past a step, if there is such.
+def check_records(model_dir: str, *, last_step: int) -> None:
+    """Checks that a `RunLog` can go on from a step, and changes nothing.
+
+    Raises:
+      InputError: as `RunLog` does.
+    """
+    _read_records(metrics_path(model_dir), last_step=last_step)
+
+
+def withdraw_evaluation(model_dir: str, step: int) -> None:
+    """Takes a step's evaluation out of a run's records: its weights are others now.
+
+    The run's next start takes the points out of TensorBoard's files too.
+
+    Raises:
+      InputError: the records are damaged.
+      RunError: they cannot be written.
+    """
+    path = metrics_path(model_dir)
+    lines, records, _ = _read_records(path, last_step=step)
+    with reporting_errors(path, so=_SO):
+        kept = [
+            line
+            for line, record in zip(lines, records, strict=True)
+            if (record["kind"], record["step"]) != ("eval", step)
+        ]
+        _rewrite(path, kept)
+
+
+def _read_records(
+    path: str, *, last_step: int
+) -> tuple[list[bytes], list[dict], list[int]]:
+    """Reads `metrics.jsonl` up to a step: lines, what they say, numbers of damaged ones.
 
     What a kill or a power failure damaged was not yet followed by a checkpoint, and
     so lies after every record that is to stay.
-
-    Returns:
-      The records that stay.
 
     Raises:
       InputError: there is damage before one of these.
     """
     if not tf.io.gfile.exists(path):
-        return []
+        return [], [], []
     with tf.io.gfile.GFile(path, "rb") as file:
         lines = io.BytesIO(file.read()).readlines()
     kept: list[bytes] = []
@@ -238,12 +279,17 @@ def _drop_records(path: str, *, last_step: int) -> list[dict]:
                 )
             kept.append(line.removesuffix(b"\n") + b"\n")
             records.append(record)
-    if damaged:
-        logging.warning("%s: line %d was cut off and is dropped", path, damaged[0])
-    if kept != lines:
+    return kept, records, damaged
+
+
+def _rewrite(path: str, lines: list[bytes]) -> None:
+    content = b"".join(lines)
+    if tf.io.gfile.exists(path):
+        with tf.io.gfile.GFile(path, "rb") as file:
+            if file.read() == content:
+                return
         with replacing(path) as file:
-            file.write(b"".join(kept))
-    return records
+            file.write(content)
 
 
 def _parse_record(line: bytes) -> dict | None:

@@ -148,6 +148,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         if os.path.isdir(FLAGS.model_dir) and not FLAGS.dry_run:
             lock = run_directory.open_for_writing(FLAGS.model_dir)
         run_directory.check_directory(FLAGS.model_dir, flag="--model_dir")
+        run_directory.check_contents(FLAGS.model_dir)
         if FLAGS.export and FLAGS.export_dir:
             run_directory.check_directory(FLAGS.export_dir, flag="--export_dir")
         start = run_start.find_start(

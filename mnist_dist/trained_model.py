@@ -6,7 +6,6 @@ from typing import Literal
 from absl import logging
 
 from mnist_dist import checkpoints
-from mnist_dist.durable_files import describe_error
 from mnist_dist.errors import InputError
 from mnist_dist.models import create_model
 from mnist_dist.run_config import RunConfig, load_run_config
@@ -124,22 +123,7 @@ def read_checkpoint(model_dir: str, checkpoint: str) -> tuple[str, checkpoints.A
                 "its data"
             )
         return found
-    steps = {
-        str(step): directory
-        for directory in reversed(every)
-        for step in checkpoints.list_checkpoints(directory)
-    }
-    if checkpoint not in steps:
-        listed = ", ".join(sorted(steps, key=int, reverse=True)) or "none"
-        raise InputError(
-            f"--checkpoint: found {checkpoint!r}, expected latest, best or one of the "
-            f"steps in {every[0]}: {listed}"
-        )
-    prefix = checkpoints.checkpoint_prefix(steps[checkpoint], int(checkpoint))
-    try:
-        return prefix, checkpoints.read_step(steps[checkpoint], int(checkpoint))
-    except checkpoints.DAMAGE as error:
-        raise InputError(f"{prefix} is damaged: {describe_error(error)}") from error
+    return checkpoints.read_named_step(every, checkpoint, flag="--checkpoint")
 
 
 def restore(

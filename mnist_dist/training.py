@@ -1,5 +1,6 @@
 """A training run as the host sees it: the device loops and what is due between."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from mnist_dist.progress import Progress
 from mnist_dist.run_directory import best_dir, checkpoint_dir
 from mnist_dist.run_plan import RunPlan, is_finished
 from mnist_dist.steps import EvaluateLoop, TrainLoop
-from mnist_dist.summaries import RunLog
+from mnist_dist.summaries import RunLog, check_records
 from mnist_dist.train_state import TrainState
 from mnist_dist.workers.cluster import Cluster
 
@@ -137,11 +138,9 @@ class TrainingRun:
             else None,
         )
 
-    def specs(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    def specs(self) -> checkpoints.Specs:
         """Shape and dtype of all that a checkpoint of this run holds."""
-        return self.state.specs() | {
-            name: (array.shape, array.dtype) for name, array in self._best().items()
-        }
+        return {**self.state.specs(), **checkpoints.specs_of(self._best())}
 
     def is_due(self, interval: int) -> bool:
         """Whether what happens at this interval, and at the end, happens now."""
@@ -201,6 +200,7 @@ class TrainingRun:
                 float(agreed[1]) if self.cluster.num_workers > 1 else fitting
             )
         self._is_told_to_stop = bool(agreed[0] > 0)
+        self._writer.raise_failure()
         streak = int(self.state.nonfinite_streak.numpy())
         if streak >= self.plan.max_nonfinite_steps:
             self.summarize()
@@ -213,7 +213,7 @@ class TrainingRun:
         """Writes the training metrics since the last summary."""
         sums = {name: float(v.numpy()) for name, v in self.state.sums.items()}
         self.state.reset_sums()
-        examples = max(sums["examples"], 1.0)
+        examples = sums["examples"] or math.nan  # all steps were skipped
         rate = self._train_examples / max(self._train_seconds, 1e-9)
         self._train_seconds, self._train_examples = 0.0, 0
         if not self.cluster.is_chief:
@@ -244,31 +244,28 @@ class TrainingRun:
         self._saved_step = -1  # a checkpoint of this step does not know the result
         self._evaluations_since_best += 1
         is_best = result.accuracy > self._best_accuracy
+        split = self.dataset.evaluation.name
+        if self.cluster.is_chief:
+            self.log.write_eval(
+                step=self.step,
+                epoch=self._epoch(),
+                loss=result.loss,
+                accuracy=result.accuracy,
+                split=split,
+                num_examples=result.num_examples,
+            )
         if is_best:
-            self._best_accuracy, self._best_step = result.accuracy, self.step
-            self._evaluations_since_best = 0
-        if not self.cluster.is_chief:
-            return
-        self.log.write_eval(
-            step=self.step,
-            epoch=self._epoch(),
-            loss=result.loss,
-            accuracy=result.accuracy,
-            split=self.dataset.evaluation.name,
-            num_examples=result.num_examples,
-        )
-        if is_best:
-            self._write(best_dir(self.model_dir), max_to_keep=1)
+            self._note_best(result.accuracy)
         self.progress.message(
-            f"step {self.step:,}  {self.dataset.evaluation.name} accuracy {result.accuracy:.2%}  "
+            f"step {self.step:,}  {split} accuracy {result.accuracy:.2%}  "
             f"loss {result.loss:.4f}  ({result.num_examples:,} images)"
         )
 
     def save(self) -> None:
         """Begins to write a checkpoint of this step, unless there is one.
 
-        Weights that are not finite are not saved: they would push the good ones out,
-        and every step from them is skipped until the run ends for it.
+        Raises:
+          RunError: the weights are not finite, or an earlier one cannot be written.
         """
         if self.step in (0, self._saved_step) or not self.cluster.is_chief:
             return
@@ -286,6 +283,7 @@ class TrainingRun:
                 self.log.close()
 
     def _open_directory(self, arrays: checkpoints.Arrays | None) -> None:
+        check_records(self.model_dir, last_step=self.step)  # before anything changes
         directories = checkpoint_dir(self.model_dir), best_dir(self.model_dir)
         for directory in directories:
             with reporting_errors(directory, so="the checkpoints in it are intact"):
@@ -296,6 +294,10 @@ class TrainingRun:
         self.log = RunLog(self.model_dir, resume_step=self.step)
         if arrays is not None and "best/step" in arrays:
             self._restore_best(arrays)
+        # Killed between the record of an evaluation and the checkpoint that knows it.
+        accuracy = self.log.eval_accuracy(self.step)
+        if accuracy is not None and accuracy > self._best_accuracy:
+            self._note_best(accuracy)
 
     def _restore_best(self, arrays: checkpoints.Arrays) -> None:
         """Takes the best so far over, if the checkpoint that it belongs to is there."""
@@ -307,6 +309,12 @@ class TrainingRun:
         if best_step == self.step and not is_kept:
             self._write(directory, max_to_keep=1)
 
+    def _note_best(self, accuracy: float) -> None:
+        self._best_accuracy, self._best_step = accuracy, self.step
+        self._evaluations_since_best = 0
+        if self.cluster.is_chief:
+            self._write(best_dir(self.model_dir), max_to_keep=1)
+
     def _take_best(self, arrays: checkpoints.Arrays) -> None:
         self._best_accuracy = float(arrays["best/accuracy"])
         self._best_step = int(arrays["best/step"])
@@ -316,7 +324,11 @@ class TrainingRun:
         arrays = self.state.to_arrays()
         weights = [a for name, a in arrays.items() if name.startswith("model/")]
         if not all(np.all(np.isfinite(array)) for array in weights):
-            return
+            # They would push the good ones out, and no step from them is finite.
+            raise RunError(
+                f"the weights at step {self.step} are not finite; the last good "
+                "checkpoint is kept"
+            )
         self._writer.save(
             arrays | self._best(),
             directory=directory,

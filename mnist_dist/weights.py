@@ -133,17 +133,16 @@ def _put_into_run(weights: "Weights", pairs: list[tuple[str, str]]) -> None:
             layer_map=pairs,
             target=FLAGS.model_dir,
         )
-        step = int(arrays["step"])
-        before = run_checkpoints.set_aside(FLAGS.model_dir, step)
-        changed = transplant.replace_weights(arrays, fit.applied)
-        path = run_checkpoints.write_checkpoint(FLAGS.model_dir, changed, step=step)
+        before, path = run_checkpoints.replace_latest(
+            FLAGS.model_dir, arrays, transplant.replace_weights(arrays, fit.applied)
+        )
     _print(
         {
             "source": weights.source,
             "changed": path,
             "before": before,
             "optimizer": "its slots of the applied layers are zero again",
-            "accuracy": "any recorded at this step is of the weights before",
+            "accuracy": "that of the weights before is withdrawn from the records",
         },
         transplant.report_fit(fit),
     )

@@ -306,7 +306,7 @@ BAD_FLAGS = [
     ("evaluate", [RUN, "--summary_dir=GOOD/file"], "--summary_dir: found '", "expected a directory"),
     ("export", [], "--model_dir: found nothing, expected"),
     ("export", ["--model_dir=no/such"], "--model_dir: found no no/such/config.json"),
-    ("export", [RUN, "--checkpoint=7"], "--checkpoint: found '7', expected"),
+    ("export", [RUN, "--checkpoint=7"], "--checkpoint: found 7, expected"),
     ("export", [RUN, "--checkpoint=best"], "best: found no checkpoint, expected"),
     ("export", [RUN, "--version=-1"], "--version=-1", "range [0, "),
     ("export", [RUN, "--version=1", "--format=keras"], "--version: found 1", "expected none"),

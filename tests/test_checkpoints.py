@@ -205,11 +205,81 @@ def test_checkpoint_of_another_model_names_every_difference(directory):
     }
     with pytest.raises(InputError) as error:
         find_start([directory], restore="auto", specs=specs)
-    assert "missing model/dense/bias" in str(error.value)
-    assert "unknown optimizer/mean/dense/kernel" in str(error.value)
-    assert "model/dense/kernel found float32 (2, 3) expected float32 (2, 4)" in str(
+    assert "model/dense/bias: found nothing, expected float32 [4]" in str(error.value)
+    assert (
+        "optimizer/mean/dense/kernel: found float32 [2, 3], expected no such array"
+        in str(error.value)
+    )
+    assert "model/dense/kernel: found float32 [2, 3], expected float32 [2, 4]" in str(
         error.value
     )
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_before_index(monkeypatch, directory, arrays, *, step):
+    """A save that ends where a SIGKILL between its two renames would end it."""
+    rename = tf.io.gfile.rename
+
+    def rename_all_but_index(source, target, overwrite=False):
+        if target.endswith(".index"):
+            raise Killed
+        rename(source, target, overwrite=overwrite)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.io.gfile, "rename", rename_all_but_index)
+        patch.setattr(checkpoints, "remove", lambda path: None)
+        with pytest.raises(Killed):
+            checkpoints.save_checkpoint(arrays, directory=directory, step=step)
+
+
+def test_save_killed_before_its_index_is_none_yet_and_is_completed(
+    tmp_path, monkeypatch, caplog
+):
+    kill_before_index(monkeypatch, str(tmp_path), ARRAYS, step=3)
+    assert list(tmp_path.glob("ckpt-3.data-*"))
+    assert list_checkpoints(str(tmp_path)) == []
+    assert find_start([str(tmp_path)], restore="auto", specs=SPECS) is None
+    assert "damaged" not in caplog.text
+    checkpoints.finish_interrupted_saves(str(tmp_path))
+    remove_unfinished(str(tmp_path), is_mine=True)
+    found = find_start([str(tmp_path)], restore="auto", specs=SPECS)
+    np.testing.assert_array_equal(found["model/dense/kernel"], [[0, 1, 2], [3, 4, 5]])
+
+
+def test_save_over_another_killed_before_its_index_is_completed(directory, monkeypatch):
+    changed = ARRAYS | {"model/dense/kernel": np.full([2, 3], 7, np.float32)}
+    kill_before_index(monkeypatch, directory, changed, step=3)
+    checkpoints.finish_interrupted_saves(directory)
+    found = find_start([directory], restore="3", specs=SPECS)
+    np.testing.assert_array_equal(found["model/dense/kernel"], np.full([2, 3], 7))
+
+
+def test_save_killed_before_any_rename_is_not_completed(directory, monkeypatch):
+    monkeypatch.setattr(checkpoints, "remove", lambda path: None)
+    monkeypatch.setattr(checkpoints, "sync", lambda path: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        checkpoints.save_checkpoint(ARRAYS, directory=directory, step=4)
+    checkpoints.finish_interrupted_saves(directory)
+    assert list_checkpoints(directory) == [3, 2, 1]
+
+
+def test_failed_save_is_raised_as_soon_as_it_has_failed(tmp_path):
+    writer = CheckpointWriter()
+    (tmp_path / "file").write_text("")
+    writer.save(ARRAYS, directory=f"{tmp_path}/file/no", step=1, max_to_keep=1)
+    with pytest.raises(RunError, match="file"):
+        call_for_seconds(writer.raise_failure, 10)
+    writer.close()
+
+
+def call_for_seconds(function, seconds):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        function()
+        time.sleep(0.01)
 
 
 def test_reverting_sets_later_checkpoints_aside(directory):

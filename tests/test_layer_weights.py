@@ -38,7 +38,7 @@ def of_dense():
             {"bias": np.ones(3, np.float64)},
             r"d/bias: found float64 \[3\], expected float32",
         ),
-        ({"gamma": np.ones(3, np.float32)}, "d/gamma: .* expected no such weight"),
+        ({"gamma": np.ones(3, np.float32)}, "d/gamma: .* expected no such array"),
         ({"bias": None}, r"d/bias: found nothing, expected float32 \[3\]"),
     ],
 )

@@ -11,6 +11,7 @@ from mnist_dist.errors import InputError
 from mnist_dist.run_checkpoints import list_run_checkpoints
 from mnist_dist.run_config import load_config, save_config
 from mnist_dist.run_directory import (
+    check_contents,
     checkpoint_dir,
     delete_run,
     open_for_writing,
@@ -131,3 +132,31 @@ def test_metrics_that_are_damaged_tell_no_accuracy(run):
     with open(f"{run}/metrics.jsonl", "wb") as file:
         file.write(b"\n".join([bad, b"[" * 10**5, b"\xff", good, b"{"]))
     assert [row.accuracy for row in list_run_checkpoints(run)] == [None, 0.5, None]
+
+
+def test_folders_that_are_no_run_of_ours_are_refused(tmp_path):
+    check_contents(str(tmp_path / "new"))
+    (tmp_path / "train").mkdir()
+    check_contents(str(tmp_path))
+    (tmp_path / "train" / "events.out.tfevents.1.keras").write_bytes(b"points")
+    with pytest.raises(InputError, match=r"found \S+/train, but no metrics"):
+        check_contents(str(tmp_path))
+    (tmp_path / "metrics.jsonl").write_text("")
+    check_contents(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl"])
+def test_file_for_a_folder_and_the_reverse_are_refused(name, tmp_path):
+    path = tmp_path / name
+    path.write_text("") if name == "checkpoints" else path.mkdir()
+    with pytest.raises(InputError, match=rf"found \S+/{name}, expected a f"):
+        check_contents(str(tmp_path))
+
+
+def test_run_whose_writer_was_killed_is_completed_by_the_next(run):
+    index = f"{run}/checkpoints/ckpt-3.index"
+    os.mkdir(f"{run}/checkpoints/.writing-host-1")
+    os.rename(index, f"{run}/checkpoints/.writing-host-1/ckpt-3.index")
+    assert list_checkpoints(checkpoint_dir(run)) == [2, 1]
+    with open_for_writing(run):
+        assert list_checkpoints(checkpoint_dir(run)) == [3, 2, 1]

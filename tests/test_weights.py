@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from run_factory import create_run
+from tensorflow.compat.v1.train import summary_iterator
 
-from mnist_dist.checkpoints import list_checkpoints, load_arrays
+from mnist_dist.checkpoints import list_checkpoints, load_arrays, load_newest, specs_of
 from mnist_dist.evaluations.evaluation_records import save_record
 from mnist_dist.layers.layer_weights import load_layer, set_layer
 from mnist_dist.layers.weight_sources import load_weights
@@ -130,14 +132,46 @@ def test_load_and_transplant_change_a_run_that_goes_on(mlp, tmp_path):
         np.testing.assert_array_equal(after[f"{kind}/dense_layer_1/kernel"], expected)
     assert not after["optimizer/mean/dense_layer_1/kernel"].any()
     for name in before:
-        if "dense_layer_1" not in name:
+        if "dense_layer_1" not in name and not name.startswith("best/"):
             np.testing.assert_array_equal(after[name], before[name])
+    assert (after["best/step"], after["best/accuracy"]) == (-1, -1.0)
+    assert evaluated_steps(target) == []
     aside = load_arrays(f"{target}/checkpoints/replaced-1/ckpt-20")
     np.testing.assert_array_equal(
         aside["model/dense_layer_1/kernel"], before["model/dense_layer_1/kernel"]
     )
+    # The accuracy of the weights before is not that of these: it is evaluated again.
     succeed(*common, *SHORT, "--train_steps=40", "--lr_schedule=constant")
     assert list_checkpoints(f"{target}/checkpoints")[0] == 40
+    assert evaluated_steps(target) == [20, 40]
+    (eval_events,) = [
+        [e.step for file in files for e in summary_iterator(file) if e.summary.value]
+        for files in [sorted(map(str, Path(target, "eval").iterdir()))]
+    ]
+    assert eval_events == [20, 40]
+
+
+def evaluated_steps(model_dir):
+    lines = Path(model_dir, "metrics.jsonl").read_text().splitlines()
+    records = map(json.loads, lines)
+    return [record["step"] for record in records if record["kind"] == "eval"]
+
+
+def test_load_changes_the_checkpoint_that_the_run_goes_on_from(mlp, tmp_path):
+    create_run(tmp_path / "run", steps=(1, 2), best_step=2)
+    for path in (tmp_path / "run" / "checkpoints").glob("ckpt-2.*"):
+        path.unlink()  # killed between the evaluation and the checkpoint
+    file = f"{tmp_path}/F.npz"
+    succeed("weights", "save", f"--from={mlp}", f"--output={file}")
+    succeed("weights", "load", f"--from={file}", f"--model_dir={tmp_path}/run")
+    found = load_newest(
+        [f"{tmp_path}/run/checkpoints", f"{tmp_path}/run/best"],
+        specs=specs_of(load_arrays(f"{tmp_path}/run/best/ckpt-2")),
+    )
+    assert found is not None
+    assert found["step"] == 2
+    expected = load_layer(file, "dense_layer_1")["kernel"]
+    np.testing.assert_array_equal(found["model/dense_layer_1/kernel"], expected)
 
 
 def test_checkpoints_are_listed_and_gone_back_to(mlp, tmp_path):

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnist_dist.layers.layer_weights import describe_misfit, layer_of
+from mnist_dist.checkpoints import describe_misfit, specs_of
+from mnist_dist.layers.layer_weights import layer_of
 from mnist_dist.layers.weight_sources import Weights
 
 
@@ -44,9 +45,7 @@ def diff_layers(first: Weights, second: Weights) -> list[LayerDifference]:
             rows.append(
                 LayerDifference(layer, f"only in {(second, first)[not b].source}")
             )
-        elif reason := describe_misfit(
-            b, {n: (v.shape, v.dtype) for n, v in a.items()}
-        ):
+        elif reason := describe_misfit(b, specs_of(a)):
             rows.append(LayerDifference(layer, reason))
         else:
             ours, theirs = (np.concatenate([x[n].ravel() for n in a]) for x in (a, b))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import keras
 import numpy as np
 
-from mnist_dist.checkpoints import Arrays, Specs
+from mnist_dist.checkpoints import Arrays, describe_misfit
 from mnist_dist.errors import InputError
 from mnist_dist.layers.layer_files import check_layer
 from mnist_dist.layers.weight_sources import load_weights
@@ -85,23 +85,3 @@ def select_layers(arrays: Arrays, layers: Iterable[str], *, where: str) -> Array
             f"{', '.join(sorted(known))}"
         )
     return {name: a for name, a in arrays.items() if layer_of(name) in set(wanted)}
-
-
-def describe_misfit(arrays: Arrays, specs: Specs) -> str:
-    """Says how a layer's arrays differ from what is expected; empty if they do not."""
-    reasons = [
-        f"{name}: found nothing, expected {describe_spec(*specs[name])}"
-        for name in sorted(specs.keys() - arrays.keys())
-    ]
-    reasons += [
-        f"{name}: found {describe_spec(arrays[name].shape, arrays[name].dtype)}, "
-        f"expected {describe_spec(*specs[name]) if name in specs else 'no such weight'}"
-        for name in sorted(arrays)
-        if (arrays[name].shape, arrays[name].dtype) != specs.get(name)
-    ]
-    return "; ".join(reasons)
-
-
-def describe_spec(shape: tuple[int, ...], dtype: np.dtype) -> str:
-    """Returns what an array is, for a person: `float32 [784, 128]`."""
-    return f"{dtype} {list(shape)}"

@@ -6,12 +6,16 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from mnist_dist.checkpoints import Arrays, Specs
+from mnist_dist.checkpoints import (
+    Arrays,
+    Specs,
+    describe_misfit,
+    describe_spec,
+    specs_of,
+)
 from mnist_dist.errors import InputError
 from mnist_dist.layers.layer_files import check_layer
 from mnist_dist.layers.layer_weights import (
-    describe_misfit,
-    describe_spec,
     layer_of,
     select_layers,
 )
@@ -123,11 +127,11 @@ def rename_layers(weights: Weights, layer_map: LayerMap) -> Arrays:
     return arrays
 
 
-def run_specs(checkpoint: Arrays) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def run_specs(checkpoint: Arrays) -> Specs:
     """Returns shape and dtype of the weights in a run's checkpoint."""
     return {
-        name.removeprefix("model/"): (array.shape, array.dtype)
-        for name, array in checkpoint.items()
+        name.removeprefix("model/"): spec
+        for name, spec in specs_of(checkpoint).items()
         if name.startswith("model/")
     }
 
