@@ -237,10 +237,10 @@ def _newest_first(directories: Sequence[str]) -> list[tuple[int, str]]:
     return sorted(candidates, key=lambda candidate: candidate[0], reverse=True)
 
 
-def find_start(
+def load_restored(
     directories: Sequence[str], *, restore: str, specs: Specs
 ) -> Arrays | None:
-    """Finds what a run starts from, or None for its first step.
+    """Loads what a run is to go on from, or None for its first step.
 
     Args:
       directories: of the run's checkpoints, as `load_newest` takes them.

@@ -30,7 +30,7 @@ from mnist_dist.workers.cluster import Cluster, find_cluster
 
 
 def main(argv: Sequence[str]) -> int:
-    """Finds out what to be, and is it; returns the exit code."""
+    """Finds this worker's place in the cluster, and trains; returns the exit code."""
     del argv
     train_flags.check_flags()
     cluster = find_cluster(**pick("worker_hosts task_index"))
@@ -137,35 +137,21 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
     )
 
     # 4. Where it left off, if it had begun. The chief alone reads and writes the run.
-    settings = train_flags.shaping() | {"data_checksum": dataset.checksum}
+    settings = train_flags.settings() | {"data_checksum": dataset.checksum}
     start, lock = None, None
-    restore, overwrite = FLAGS.restore, FLAGS.overwrite
     if cluster.is_chief:
-        if run_config.is_restart(FLAGS.model_dir):  # these were meant once
-            restore, overwrite = "auto", False
         print(report.describe_run(run, use_xla=use_xla), flush=True)
-        # A directory that is not there yet is made once nothing is wrong any more.
-        if os.path.isdir(FLAGS.model_dir) and not FLAGS.dry_run:
-            lock = run_directory.open_for_writing(FLAGS.model_dir)
-        run_directory.check_directory(FLAGS.model_dir, flag="--model_dir")
-        run_directory.check_contents(FLAGS.model_dir)
         if FLAGS.export and FLAGS.export_dir:
             run_directory.check_directory(FLAGS.export_dir, flag="--export_dir")
-        start = run_start.find_start(
+        start, lock = run_start.claim_run(
             model=model,
             specs=run.specs(),
             settings=settings,
-            restore=restore,
-            overwrite=overwrite,
-            **pick("model_dir override_config init_from"),
+            **pick("model_dir restore overwrite override_config init_from dry_run"),
         )
     if FLAGS.dry_run:
         distribution.leave_together(strategy, code=0)
         return 0
-    if cluster.is_chief:
-        lock = lock or run_directory.open_for_writing(FLAGS.model_dir)
-        if overwrite:
-            run_directory.delete_run(FLAGS.model_dir)
     run.start(
         start,
         texts={
@@ -198,7 +184,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
 
     # 6. What is left behind.
     if was_stopped:
-        print(report.describe_stop(run, stop.signal_name, restore=restore))
+        print(report.describe_stop(run, stop.signal_name, restore=FLAGS.restore))
     elif cluster.is_chief:
         export_path = None
         if FLAGS.export:

@@ -249,7 +249,7 @@ def check_flags() -> None:
 
 
 # Of a run that goes on: the results are another run's if one of these changes.
-_SHAPING = [
+_SETTINGS = [
     "model",
     "global_batch_size",
     "seed",
@@ -292,9 +292,9 @@ def values() -> dict[str, object]:
     return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
 
 
-def shaping() -> dict[str, object]:
+def settings() -> dict[str, object]:
     """Returns those values that must not change when a run goes on."""
-    return {name: FLAGS[name].value for name in _SHAPING}
+    return {name: FLAGS[name].value for name in _SETTINGS}
 
 
 def shared() -> dict[str, object]:

@@ -101,7 +101,7 @@ class TrainingRun:
     def start(
         self, arrays: checkpoints.Arrays | None, *, texts: Mapping[str, str]
     ) -> None:
-        """Compiles the loop, and begins with the arrays that `find_start` found.
+        """Compiles the loop, and begins with the arrays that `claim_run` found.
 
         Of several workers the chief has the arrays, and sends them to the others. What
         the directory holds of later steps is dropped or set aside.

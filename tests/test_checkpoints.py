@@ -11,7 +11,7 @@ import tensorflow as tf
 from full_disk import file_size_limit
 
 from mnist_dist import checkpoints
-from mnist_dist.checkpoints import CheckpointWriter, find_start, list_checkpoints
+from mnist_dist.checkpoints import CheckpointWriter, list_checkpoints, load_restored
 from mnist_dist.durable_files import remove_unfinished
 from mnist_dist.errors import InputError, RunError
 
@@ -36,7 +36,7 @@ def directory(tmp_path):
 
 
 def test_what_was_saved_is_read_by_us_and_by_tensorflow(directory):
-    found = find_start([directory], restore="auto", specs=SPECS)
+    found = load_restored([directory], restore="auto", specs=SPECS)
     assert found is not None
     assert found.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
@@ -91,8 +91,8 @@ def test_paths_with_a_scheme_are_like_any_other(tmp_path):
     assert list_checkpoints(directory) == [5, 4, 3]
     assert len(tf.io.gfile.listdir(directory)) == 3 * 2 + 1
     tf.io.gfile.remove(f"{directory}/ckpt-5.{DATA}")
-    assert find_start([directory], restore="auto", specs=SPECS)["step"] == 4
-    found = find_start([directory], restore=f"{directory}/ckpt-3", specs=SPECS)
+    assert load_restored([directory], restore="auto", specs=SPECS)["step"] == 4
+    found = load_restored([directory], restore=f"{directory}/ckpt-3", specs=SPECS)
     assert found["step"] == 3
     checkpoints.set_aside_later(directory, 3)
     assert list_checkpoints(directory) == [3]
@@ -136,7 +136,7 @@ DAMAGE = [
 @pytest.mark.parametrize(("part", "damage"), DAMAGE)
 def test_damaged_newest_falls_back_to_the_one_before(part, damage, directory, caplog):
     damage(f"{directory}/ckpt-3.{part}")
-    found = find_start([directory], restore="auto", specs=SPECS)
+    found = load_restored([directory], restore="auto", specs=SPECS)
     assert found["step"] == 2
     assert "is damaged and skipped" in caplog.text
     assert "ckpt-3: " in caplog.text
@@ -148,7 +148,7 @@ def test_all_damaged_is_an_error_and_never_step_0(part, damage, directory):
         damage(f"{directory}/ckpt-{step}.{part}")
     before = sorted(os.listdir(directory))
     with pytest.raises(InputError, match="all 3 checkpoints are damaged"):
-        find_start([directory], restore="auto", specs=SPECS)
+        load_restored([directory], restore="auto", specs=SPECS)
     assert sorted(os.listdir(directory)) == before
 
 
@@ -162,7 +162,7 @@ def test_the_state_file_is_never_believed(content, directory):
     else:
         with open(f"{directory}/checkpoint", "wb") as file:
             file.write(content)
-    assert find_start([directory], restore="auto", specs=SPECS)["step"] == 3
+    assert load_restored([directory], restore="auto", specs=SPECS)["step"] == 3
 
 
 def test_link_to_outside_the_run_is_not_followed(directory, tmp_path_factory):
@@ -170,7 +170,7 @@ def test_link_to_outside_the_run_is_not_followed(directory, tmp_path_factory):
     for part in (DATA, INDEX):
         os.rename(f"{directory}/ckpt-3.{part}", outside / f"ckpt-3.{part}")
         os.symlink(outside / f"ckpt-3.{part}", f"{directory}/ckpt-3.{part}")
-    assert find_start([directory], restore="auto", specs=SPECS)["step"] == 2
+    assert load_restored([directory], restore="auto", specs=SPECS)["step"] == 2
 
 
 @pytest.mark.parametrize("part", [DATA, INDEX])
@@ -180,7 +180,7 @@ def test_one_linked_file_is_enough_not_to_be_believed(
     outside = tmp_path_factory.mktemp("outside") / "file"
     os.rename(f"{directory}/ckpt-3.{part}", outside)
     os.symlink(outside, f"{directory}/ckpt-3.{part}")
-    assert find_start([directory], restore="auto", specs=SPECS)["step"] == 2
+    assert load_restored([directory], restore="auto", specs=SPECS)["step"] == 2
 
 
 def test_names_that_are_no_checkpoints_are_passed_over(directory):
@@ -192,9 +192,9 @@ def test_names_that_are_no_checkpoints_are_passed_over(directory):
         with open(os.path.join(os.fsencode(directory), name), "w"):
             pass
     assert list_checkpoints(directory) == [3, 2, 1]
-    assert find_start([directory], restore="auto", specs=SPECS)["step"] == 3
+    assert load_restored([directory], restore="auto", specs=SPECS)["step"] == 3
     with pytest.raises(InputError, match="--restore: found '²', expected the path"):
-        find_start([directory], restore="²", specs=SPECS)
+        load_restored([directory], restore="²", specs=SPECS)
 
 
 def test_checkpoint_of_another_model_names_every_difference(directory):
@@ -204,7 +204,7 @@ def test_checkpoint_of_another_model_names_every_difference(directory):
         "model/dense/bias": ((4,), np.dtype(np.float32)),
     }
     with pytest.raises(InputError) as error:
-        find_start([directory], restore="auto", specs=specs)
+        load_restored([directory], restore="auto", specs=specs)
     assert "model/dense/bias: found nothing, expected float32 [4]" in str(error.value)
     assert (
         "optimizer/mean/dense/kernel: found float32 [2, 3], expected no such array"
@@ -241,11 +241,11 @@ def test_save_killed_before_its_index_is_none_yet_and_is_completed(
     kill_before_index(monkeypatch, str(tmp_path), ARRAYS, step=3)
     assert list(tmp_path.glob("ckpt-3.data-*"))
     assert list_checkpoints(str(tmp_path)) == []
-    assert find_start([str(tmp_path)], restore="auto", specs=SPECS) is None
+    assert load_restored([str(tmp_path)], restore="auto", specs=SPECS) is None
     assert "damaged" not in caplog.text
     checkpoints.finish_interrupted_saves(str(tmp_path))
     remove_unfinished(str(tmp_path), is_mine=True)
-    found = find_start([str(tmp_path)], restore="auto", specs=SPECS)
+    found = load_restored([str(tmp_path)], restore="auto", specs=SPECS)
     np.testing.assert_array_equal(found["model/dense/kernel"], [[0, 1, 2], [3, 4, 5]])
 
 
@@ -253,7 +253,7 @@ def test_save_over_another_killed_before_its_index_is_completed(directory, monke
     changed = ARRAYS | {"model/dense/kernel": np.full([2, 3], 7, np.float32)}
     kill_before_index(monkeypatch, directory, changed, step=3)
     checkpoints.finish_interrupted_saves(directory)
-    found = find_start([directory], restore="3", specs=SPECS)
+    found = load_restored([directory], restore="3", specs=SPECS)
     np.testing.assert_array_equal(found["model/dense/kernel"], np.full([2, 3], 7))
 
 
@@ -283,7 +283,7 @@ def call_for_seconds(function, seconds):
 
 
 def test_reverting_sets_later_checkpoints_aside(directory):
-    assert find_start([directory], restore="2", specs=SPECS)["step"] == 2
+    assert load_restored([directory], restore="2", specs=SPECS)["step"] == 2
     assert list_checkpoints(directory) == [3, 2, 1]
     checkpoints.set_aside_later(directory, 2)
     assert list_checkpoints(directory) == [2, 1]
@@ -304,7 +304,7 @@ def test_second_revert_loses_nothing_of_the_first(directory):
 def test_wrong_restore_says_what_there_is(directory, tmp_path_factory):
     def refused(restore, match):
         with pytest.raises(InputError, match=match):
-            find_start([directory], restore=restore, specs=SPECS)
+            load_restored([directory], restore=restore, specs=SPECS)
 
     refused("7", r"--restore: found 7, expected one of .* 3, 2, 1")
     refused("none", "--restore=none: found checkpoints")
@@ -315,7 +315,7 @@ def test_wrong_restore_says_what_there_is(directory, tmp_path_factory):
     writer.close()
     refused(f"{elsewhere}/ckpt-1", "a checkpoint of another run")
     empty_run = str(elsewhere / "new")
-    found = find_start([empty_run], restore=f"{elsewhere}/ckpt-1", specs=SPECS)
+    found = load_restored([empty_run], restore=f"{elsewhere}/ckpt-1", specs=SPECS)
     assert found["step"] == 3
 
 
@@ -324,7 +324,7 @@ def test_path_of_an_own_checkpoint_is_restored(directory):
         f"{directory}/ckpt-2",
         f"{directory}/../{os.path.basename(directory)}/ckpt-2.index",
     ):
-        assert find_start([directory], restore=path, specs=SPECS)["step"] == 2
+        assert load_restored([directory], restore=path, specs=SPECS)["step"] == 2
 
 
 def test_newest_of_both_directories_counts(directory, tmp_path):
@@ -334,10 +334,10 @@ def test_newest_of_both_directories_counts(directory, tmp_path):
     writer.save(arrays, directory=best, step=4, max_to_keep=1)
     writer.close()
     directories = [directory, best]
-    assert find_start(directories, restore="auto", specs=SPECS)["step"] == 4
-    assert find_start(directories, restore="4", specs=SPECS)["step"] == 4
+    assert load_restored(directories, restore="auto", specs=SPECS)["step"] == 4
+    assert load_restored(directories, restore="4", specs=SPECS)["step"] == 4
     truncate(f"{best}/ckpt-4.{DATA}")
-    assert find_start(directories, restore="auto", specs=SPECS)["step"] == 3
+    assert load_restored(directories, restore="auto", specs=SPECS)["step"] == 3
 
 
 def test_failed_save_is_raised_and_the_old_checkpoint_stays(directory):
@@ -347,7 +347,7 @@ def test_failed_save_is_raised_and_the_old_checkpoint_stays(directory):
     with pytest.raises(RunError, match=r"ckpt-9 cannot be written: .*[Dd]irectory"):
         writer.close()
     assert not [name for name in os.listdir(directory) if name.startswith(".")]
-    assert find_start([directory], restore="auto", specs=SPECS)["step"] == 3
+    assert load_restored([directory], restore="auto", specs=SPECS)["step"] == 3
 
 
 def test_full_disk_is_told_in_words(directory):
@@ -440,7 +440,7 @@ def fork_and_kill(directory):
         reader = os.fork()
         if reader == 0:
             remove_unfinished(directory, is_mine=True)
-            found = find_start([directory], restore="auto", specs=specs)
+            found = load_restored([directory], restore="auto", specs=specs)
             step = next(iter(list_checkpoints(directory)), 0)  # killed too early
             # At most the one whose files were between two renames is not whole.
             is_good = found is None or found["w"][0] in (step, step - 1)

@@ -274,7 +274,7 @@ def test_override_and_free_changes_go_on(undisturbed, train, run_train, tmp_path
     assert result.returncode == 2
     assert "is of another model or optimizer: " in result.stderr
     found = "found float32 [128], expected float32 [10]"
-    assert f"model/dense_layer_1/bias {found}" in result.stderr
+    assert f"model/dense_layer_1/bias: {found}" in result.stderr
 
 
 def test_overwrite_starts_anew(undisturbed, train, run_train, tmp_path):
