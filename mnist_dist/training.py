@@ -17,6 +17,7 @@ from mnist_dist.durable_files import remove_unfinished, reporting_errors
 from mnist_dist.errors import RunError
 from mnist_dist.evaluation import evaluate
 from mnist_dist.optimizers import Schedule
+from mnist_dist.pacing import Pacer
 from mnist_dist.preemption import StopRequest
 from mnist_dist.progress import Progress
 from mnist_dist.run_directory import best_dir, checkpoint_dir
@@ -26,9 +27,9 @@ from mnist_dist.summaries import RunLog, check_records
 from mnist_dist.train_state import TrainState
 from mnist_dist.workers.cluster import Cluster
 
-SECONDS_PER_CALL = 0.5  # long enough to hide Python, short enough to stop soon
-MAX_INDICES = 1 << 20  # of one call
-MAX_STREAMED_BYTES = 1 << 26
+MAX_STEPS_PER_CALL = 4096
+MAX_INDICES_PER_CALL = 1 << 20
+MAX_STREAMED_BYTES_PER_CALL = 1 << 26
 
 
 class TrainingRun:
@@ -86,14 +87,15 @@ class TrainingRun:
         self._best_accuracy, self._best_step, self._evaluations_since_best = -1.0, -1, 0
 
         # XLA compiles anew for each shape of the indices: they always have this one.
-        self._rows = max(
-            min(plan.steps_per_loop or 4096, MAX_INDICES // global_batch_size), 1
+        self._rows = min(
+            plan.steps_per_loop or MAX_STEPS_PER_CALL,
+            MAX_INDICES_PER_CALL // global_batch_size,
         )
         if not self.is_resident:
-            call_bytes = self._train_data.bytes_per_example * global_batch_size
-            self._rows = max(min(self._rows, MAX_STREAMED_BYTES // call_bytes), 1)
-        self._steps_per_call = float(self._rows if plan.steps_per_loop else 1)
-        self._next_steps_per_call = self._steps_per_call
+            step_bytes = self._train_data.bytes_per_example * global_batch_size
+            self._rows = min(self._rows, MAX_STREAMED_BYTES_PER_CALL // step_bytes)
+        self._rows = max(self._rows, 1)
+        self._pacer = Pacer(steps_per_loop=plan.steps_per_loop, max_steps=self._rows)
         self._is_told_to_stop = False
         self._is_profiling = False
         self._train_seconds, self._train_examples = 0.0, 0
@@ -169,11 +171,7 @@ class TrainingRun:
 
     def train_until_next_event(self) -> None:
         """Runs one call of the device loop, which ends at the next event at latest."""
-        num_steps = min(
-            int(self._steps_per_call),
-            self._rows,
-            self.plan.steps_to_next_event(self.step),
-        )
+        num_steps = min(self._pacer.steps, self.plan.steps_to_next_event(self.step))
         profile_first, profile_last = (
             self.plan.profile_steps if self.cluster.is_chief else None
         ) or (None, None)
@@ -181,7 +179,7 @@ class TrainingRun:
             tf.profiler.experimental.start(f"{self.model_dir}/train")
             self._is_profiling = True
         feed = self._train_data.feed(self._indices(num_steps))
-        wishes = [float(self._stop.signal_name is not None), self._next_steps_per_call]
+        wishes = [float(self._stop.signal_name is not None), self._pacer.wish]
         began = time.perf_counter()
         agreed = self._train_loop(*feed, tf.constant(num_steps), tf.constant(wishes))
         self.step = int(self.state.step.numpy())  # waits for the device
@@ -191,14 +189,9 @@ class TrainingRun:
 
         self._train_seconds += seconds
         self._train_examples += num_steps * self.global_batch_size
-        if not self.plan.steps_per_loop:
-            fitting = num_steps * SECONDS_PER_CALL / max(seconds, 1e-6)
-            fitting = max(min(fitting, 8 * self._steps_per_call), 1.0)
-            self._next_steps_per_call = fitting
-            # Workers must run the same steps: the chief's wish, which they know later.
-            self._steps_per_call = (
-                float(agreed[1]) if self.cluster.num_workers > 1 else fitting
-            )
+        self._pacer.measure(num_steps, seconds)
+        is_alone = self.cluster.num_workers == 1
+        self._pacer.take(self._pacer.wish if is_alone else float(agreed[1]))
         self._is_told_to_stop = bool(agreed[0] > 0)
         self._writer.raise_failure()
         streak = int(self.state.nonfinite_streak.numpy())
