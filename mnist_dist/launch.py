@@ -15,7 +15,6 @@ code is returned. Whatever ends the launcher ends its workers.
 """
 
 import functools
-import itertools
 import os
 import socket
 import sys
@@ -26,7 +25,7 @@ from absl import flags
 
 from mnist_dist import program
 from mnist_dist.errors import EXIT_INPUT, EXIT_STOPPED, InputError
-from mnist_dist.workers.cluster import LAUNCH
+from mnist_dist.workers.cluster import LAUNCH_ID
 from mnist_dist.workers.host_rendezvous import agree_with_hosts
 from mnist_dist.workers.worker_group import StopSignals, run_workers, say
 
@@ -113,8 +112,9 @@ def launch(
     """
     environments = _environments(num_workers)
     stop = StopSignals()
-    delay = FIRST_DELAY
-    for restart in itertools.count(1):
+    delay, restart = FIRST_DELAY, 0
+    while True:
+        restart += 1
         checkpoints = _checkpoints(model_dir)
         ports = _free_ports(num_workers)
         workers, first_rank = [f"127.0.0.1:{port}" for port in ports], 0
@@ -156,7 +156,6 @@ def launch(
         )
         if stop.sleep(delay):
             return EXIT_STOPPED
-    raise AssertionError("unreachable")
 
 
 def _environments(num_workers: int) -> list[dict[str, str]]:
@@ -171,7 +170,7 @@ def _environments(num_workers: int) -> list[dict[str, str]]:
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "OMP_NUM_THREADS": str(threads),
         # By which a restart knows that it is one (`run_config.is_restart`).
-        LAUNCH: uuid.uuid4().hex,
+        LAUNCH_ID: uuid.uuid4().hex,
     } | dict(os.environ)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     gpus = [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]

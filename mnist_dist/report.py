@@ -9,7 +9,7 @@ import numpy as np
 from mnist_dist.run_directory import checkpoint_dir
 from mnist_dist.train_state import TrainState, weight_path
 from mnist_dist.training import TrainingRun
-from mnist_dist.workers.cluster import LAUNCH
+from mnist_dist.workers.cluster import LAUNCH_ID
 
 
 def describe_run(run: TrainingRun, *, use_xla: bool) -> str:
@@ -53,7 +53,7 @@ def resolved(run: TrainingRun, *, use_xla: bool) -> dict[str, object]:
         "steps_per_epoch": run.plan.steps_per_epoch,
         "devices": list(run.strategy.extended.worker_devices),
         "num_workers": run.cluster.num_workers,
-        LAUNCH: os.environ.get(LAUNCH),
+        LAUNCH_ID: os.environ.get(LAUNCH_ID),
     }
 
 

@@ -18,7 +18,7 @@ from mnist_dist.durable_files import describe_error, replacing, reporting_errors
 from mnist_dist.errors import InputError
 from mnist_dist.run_directory import checkpoint_dirs, config_path
 from mnist_dist.run_plan import is_finished
-from mnist_dist.workers.cluster import LAUNCH
+from mnist_dist.workers.cluster import LAUNCH_ID
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +199,8 @@ def check_settings(model_dir: str, settings: Mapping[str, object]) -> None:
 
 
 def is_restart(model_dir: str) -> bool:
-    """Whether what starts this process, by `LAUNCH`, has started the run before."""
-    launch = os.environ.get(LAUNCH)
+    """Whether what starts this process, by `LAUNCH_ID`, has started the run before."""
+    launch = os.environ.get(LAUNCH_ID)
     if not launch:
         return False
     try:
@@ -208,4 +208,4 @@ def is_restart(model_dir: str) -> bool:
     except InputError:
         return False
     resolved = config.get("resolved")
-    return isinstance(resolved, dict) and resolved.get(LAUNCH) == launch
+    return isinstance(resolved, dict) and resolved.get(LAUNCH_ID) == launch

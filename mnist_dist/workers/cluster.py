@@ -15,7 +15,7 @@ from mnist_dist.errors import InputError
 
 # Names, in the environment and in `config.json`, what started a run and starts it again
 # by the same command line: `launch`, a Slurm job, a Kubernetes Job.
-LAUNCH = "MNIST_DIST_LAUNCH"
+LAUNCH_ID = "MNIST_DIST_LAUNCH"
 
 _FIRST_SLURM_PORT, _NUM_SLURM_PORTS = 20_000, 10_000
 

@@ -81,7 +81,8 @@ def _gather(
                 # As a dual-stack socket names an IPv4 host.
                 host = _bracketed(peer.removeprefix("::ffff:"))
                 workers = [f"{host}:{int(p)}" for p in message["ports"]]
-                [split_address(worker) for worker in workers]
+                for worker in workers:
+                    split_address(worker)
                 if not 0 < rank < nnodes:
                     raise ValueError(rank)
             except (OSError, ValueError, KeyError, TypeError):

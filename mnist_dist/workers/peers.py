@@ -162,7 +162,9 @@ def _listen(meeting: _Meeting, *, patience: float) -> Iterator[None]:
         daemon_threads = True
         block_on_close = False
         request_queue_size = 128
-        address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else 2
+        address_family = (
+            socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+        )
 
         def server_bind(self) -> None:
             if self.address_family == socket.AF_INET6:
