@@ -39,6 +39,12 @@ def create_train_loop(
 ) -> TrainLoop:
     """Builds the function that runs many training steps on the device.
 
+    What it minimises is the mean cross-entropy plus the model's own penalties: of its
+    weights, of activities, and what layers add by `add_loss`. Replicas have a penalty
+    each, of which the mean counts, as in Keras. So one that is a mean over examples,
+    as Keras makes of `activity_regularizer`, is the same on any number of replicas;
+    one that is a sum over them shrinks with the number.
+
     Args:
       strategy: the strategy in whose scope `state` was built.
       state: the variables to train.
@@ -98,21 +104,21 @@ def create_train_loop(
         variables = state.keras_parameters + state.keras_statistics
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(parameters)
-            mapping = zip(variables, parameters + statistics, strict=True)
+            mapping = list(zip(variables, parameters + statistics, strict=True))
             with (
-                keras.StatelessScope(list(mapping)) as scope,
+                keras.StatelessScope(mapping, collect_losses=True) as scope,
                 at_position(first_position),
             ):
                 logits = tf.cast(state.model(images, training=True), tf.float32)
-                penalties = state.model.losses
+            with keras.StatelessScope(mapping):  # collects none: the weights' alone
+                penalties = [*scope.losses, *state.model.losses]
             losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
             loss_sum = tf.reduce_sum(losses)
             # Divided by the global batch and the replica count, so that the replicas'
-            # sum is the mean over the batch plus each penalty once.
+            # sum is the mean over the batch plus each penalty's mean over the replicas.
+            totals = [tf.reduce_sum(tf.cast(p, tf.float32)) for p in penalties]
             loss = loss_sum / global_batch_size
-            loss += tf.add_n([tf.cast(p, tf.float32) for p in penalties] or [0.0]) / (
-                num_replicas
-            )
+            loss += tf.add_n(totals or [0.0]) / num_replicas
             scaled_loss = loss * loss_scale
         gradients = tape.gradient(
             scaled_loss, parameters, unconnected_gradients=tf.UnconnectedGradients.ZERO

@@ -31,6 +31,34 @@ def create_small(name="mine", hidden="hidden"):
     )
 
 
+def create_penalized(*, image_shape, num_classes):
+    """Penalties of all kinds: of weights, of activities, and two that a layer adds."""
+
+    class Penalty(keras.layers.Layer):
+        def call(self, x):
+            self.add_loss(0.1 * keras.ops.mean(keras.ops.square(x)))
+            self.add_loss(0.2 * keras.ops.mean(keras.ops.abs(x), axis=0))
+            return x
+
+    return keras.Sequential(
+        [
+            keras.Input(image_shape),
+            keras.layers.Flatten(),
+            keras.layers.Dense(
+                8,
+                activation="relu",
+                kernel_regularizer="l2",
+                activity_regularizer="l2",
+                name="hidden",
+            ),
+            keras.layers.BatchNormalization(synchronized=True, name="norm"),
+            Penalty(),
+            keras.layers.Dense(num_classes, activity_regularizer="l1", name="head"),
+        ],
+        name="penalized",
+    )
+
+
 def mixed_logits(weights, images):
     """What `create_mixed` computes in inference, in NumPy.
 

@@ -155,31 +155,60 @@ def test_replicas_follow_one_trajectory_and_stay_bit_equal(
                 np.testing.assert_array_equal(copy, copies[0])
 
 
-def test_training_equals_keras_on_one_device(create_strategy, split):
-    strategy = create_strategy(1)
-    state, loop = build(strategy, model="mlp")
-    oracle = create_model("mlp", image_shape=SHAPE, num_classes=CLASSES, seed=7)
-    oracle.compile(
-        keras.optimizers.Adam(1e-2),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    found = train(strategy, split, state, loop, num_steps=10)
-    order = ExampleStream(num_examples=200, seed=7).indices(0, 10 * BATCH)
+def train_with_keras(split, model, optimizer, loss, *, num_steps):
+    """The same steps as `train`, by Keras; returns the losses, penalties included."""
+    oracle = create_model(model, image_shape=SHAPE, num_classes=CLASSES, seed=7)
+    oracle.compile(optimizer, loss)
+    order = ExampleStream(num_examples=200, seed=7).indices(0, num_steps * BATCH)
     losses = []
-    for i in order.reshape(10, BATCH):
+    for i in order.reshape(num_steps, BATCH):
         oracle.reset_metrics()  # else some versions of Keras give the mean so far
         images = split.images[i] / np.float32(255)
         losses.append(oracle.train_on_batch(images, split.labels[i]))
-    for variable in oracle.trainable_variables:
+    return oracle, losses
+
+
+def assert_same_weights(found, oracle, *, rtol=1e-4, atol=1e-5):
+    for variable in oracle.variables:
+        name = f"model/{variable.path.removeprefix(f'{oracle.name}/')}"
         np.testing.assert_allclose(
-            found[f"model/{variable.path.removeprefix('mlp/')}"],
-            variable.numpy(),
-            rtol=1e-4,
-            atol=1e-5,
+            found[name], variable.numpy(), err_msg=name, rtol=rtol, atol=atol
         )
+
+
+def test_training_equals_keras_on_one_device(create_strategy, split):
+    strategy = create_strategy(1)
+    state, loop = build(strategy, model="mlp")
+    found = train(strategy, split, state, loop, num_steps=10)
+    oracle, losses = train_with_keras(
+        split,
+        "mlp",
+        keras.optimizers.Adam(1e-2),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        num_steps=10,
+    )
+    assert_same_weights(found, oracle)
     np.testing.assert_allclose(
         found["sums/loss"] / found["sums/examples"], np.mean(losses), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("use_xla", [False, True])
+def test_penalties_of_the_model_count_as_in_keras(use_xla, create_strategy, split):
+    name = "custom_models:create_penalized"
+    one, two = create_strategy(1), create_strategy(2)
+    found = train(one, split, *build(one, model=name, optimizer="sgd", use_xla=use_xla))
+    oracle, _ = train_with_keras(
+        split,
+        name,
+        keras.optimizers.SGD(1e-2, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        num_steps=6,
+    )
+    assert_same_weights(found, oracle)
+    if not use_xla:
+        on_two = train(two, split, *build(two, model=name, optimizer="sgd"))
+        assert_same_weights(on_two, oracle)
 
 
 def test_split_run_streamed_run_and_xla_run_are_the_same_run(create_strategy, split):
