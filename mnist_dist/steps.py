@@ -367,7 +367,11 @@ def count_correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 def should_compile(
-    choice: str, model: keras.Model, strategy: tf.distribute.Strategy
+    choice: str,
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    *,
+    image_shape: tuple[int, int, int],
 ) -> bool:
     """Whether XLA compiles the loops.
 
@@ -376,13 +380,14 @@ def should_compile(
         where a CPU convolves or pools.
       model: what they compute.
       strategy: on what.
+      image_shape: height, width, channels.
     """
     if choice != "auto":
         return choice == "on"
     if device_type(strategy) != "CPU":
         return True
     forward = tf.function(lambda images: model(images, training=False), autograph=False)
-    shape = (1, *model.input_shape[1:])
+    shape = (1, *image_shape)
     graph = forward.get_concrete_function(tf.TensorSpec(shape, tf.float32)).graph
     return not any(
         "Conv" in op.type or "Pool" in op.type for op in graph.get_operations()

@@ -59,6 +59,18 @@ def create_penalized(*, image_shape, num_classes):
     )
 
 
+class Subclassed(keras.Model):
+    """A model that is not made of a graph of layers: it knows no shape of its input."""
+
+    def __init__(self, *, image_shape, num_classes):
+        super().__init__(name="subclassed")
+        self.flatten = keras.layers.Flatten()
+        self.head = keras.layers.Dense(num_classes, name="head")
+
+    def call(self, images, training=False):
+        return self.head(self.flatten(images))
+
+
 def mixed_logits(weights, images):
     """What `create_mixed` computes in inference, in NumPy.
 

@@ -9,7 +9,7 @@ from mnist_dist.errors import InputError
 from mnist_dist.evaluation import evaluate
 from mnist_dist.models import create_model
 from mnist_dist.optimizers import create_schedule, create_update_rule
-from mnist_dist.steps import create_evaluate_loop, create_train_loop
+from mnist_dist.steps import create_evaluate_loop, create_train_loop, should_compile
 from mnist_dist.train_state import TrainState
 
 SHAPE, CLASSES, BATCH = (12, 12, 1), 5, 24
@@ -340,6 +340,24 @@ def test_step_that_is_not_finite_on_one_replica_is_skipped_on_all(
     if dtype == "float16":
         scales = two.experimental_local_results(state.loss_scale)
         assert [list(s.numpy()) for s in scales] == [[2.0**14, 0.0]] * 2
+
+
+def choose_xla(choice, name, strategy):
+    with strategy.scope():
+        model = create_model(name, image_shape=SHAPE, num_classes=CLASSES, seed=7)
+    return should_compile(choice, model, strategy, image_shape=SHAPE)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("mlp", True), ("cnn", False), ("custom_models:Subclassed", True)],
+)
+def test_xla_is_chosen_where_it_pays(name, expected, replicas, create_strategy):
+    strategy = create_strategy(replicas)
+    assert choose_xla("auto", name, strategy) is expected
+    assert choose_xla("on", name, strategy)
+    assert not choose_xla("off", name, strategy)
 
 
 def test_global_batch_that_replicas_cannot_share_is_refused(create_strategy):

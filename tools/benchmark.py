@@ -162,7 +162,12 @@ def compare(name: str, *, batch: int, steps: int, rounds: int) -> bool:
     order = stream.indices(0, steps * batch)
     images, labels = dataset.train.images[order], dataset.train.labels[order]
     arguments = (name, images, labels, batch)
-    use_xla = should_compile("auto", create_keras_model(name), create_strategy())
+    use_xla = should_compile(
+        "auto",
+        create_keras_model(name),
+        create_strategy(),
+        image_shape=dataset.image_shape,
+    )
     with_xla = ", XLA" if use_xla else ""
     peers = {
         "mnist_dist": ours(*arguments, use_xla=use_xla),
