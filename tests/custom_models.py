@@ -59,6 +59,19 @@ def create_penalized(*, image_shape, num_classes):
     )
 
 
+def create_zooming(*, image_shape, num_classes):
+    """XLA cannot compile what the first layer does, which it does in training alone."""
+    return keras.Sequential(
+        [
+            keras.Input(image_shape),
+            keras.layers.RandomZoom(0.2),
+            keras.layers.Flatten(),
+            keras.layers.Dense(num_classes, name="head"),
+        ],
+        name="zooming",
+    )
+
+
 class Subclassed(keras.Model):
     """A model that is not made of a graph of layers: it knows no shape of its input."""
 

@@ -360,6 +360,26 @@ def test_xla_is_chosen_where_it_pays(name, expected, replicas, create_strategy):
     assert not choose_xla("off", name, strategy)
 
 
+@pytest.mark.parametrize(
+    ("name", "replicas", "reason"),
+    [
+        ("custom_models:create_zooming", 1, "it has no ImageProjectiveTransformV3"),
+        ("custom_models:create_zooming", 2, "it has no ImageProjectiveTransformV3"),
+        ("custom_models:create_penalized", 2, "a layer synchronizes replicas"),
+    ],
+)
+def test_xla_is_off_where_it_cannot_compile_the_model(
+    name, replicas, reason, create_strategy, split, caplog
+):
+    strategy = create_strategy(replicas)
+    use_xla = choose_xla("auto", name, strategy)
+    assert not use_xla
+    assert reason in caplog.text
+    train(strategy, split, *build(strategy, model=name, use_xla=use_xla))
+    with pytest.raises(InputError, match=f"--enable_xla: found on, .*{reason}"):
+        choose_xla("on", name, strategy)
+
+
 def test_global_batch_that_replicas_cannot_share_is_refused(create_strategy):
     three = create_strategy(3)
     with three.scope():
