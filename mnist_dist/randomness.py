@@ -78,21 +78,27 @@ def make_layers_follow_stream(model: keras.Model, *, seed: int) -> None:
     its own position; other random layers get a seed of their own for each step and
     replica (so these alone depend on the number of replicas).
     """
-    for purpose, layer in enumerate(_random_layers(model), start=1):
-        if isinstance(layer, keras.layers.Dropout):
-            layer.call = _dropout_by_position(layer, seed=seed, purpose=purpose)
+    for purpose, source in enumerate(_random_sources(model), start=1):
+        if isinstance(source, keras.random.SeedGenerator):
+            source.next = _seed_by_position(source, seed=seed, purpose=purpose)
         else:
-            layer.seed_generator.next = _seed_by_position(
-                layer.seed_generator, seed=seed, purpose=purpose
-            )
+            source.call = _dropout_by_position(source, seed=seed, purpose=purpose)
 
 
-def _random_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    return [
-        layer
-        for layer in model._flatten_layers()
-        if hasattr(layer, "seed_generator") or isinstance(layer, keras.layers.Dropout)
-    ]
+def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
+    """Returns what the model's layers draw with, under whatever name they keep it."""
+    return [g for layer in model._flatten_layers() for g in layer._seed_generators]
+
+
+def _random_sources(
+    model: keras.Model,
+) -> list[keras.layers.Dropout | keras.random.SeedGenerator]:
+    # In this order, which numbers what runs have drawn before.
+    sources: dict[keras.layers.Dropout | keras.random.SeedGenerator, None] = {}
+    for layer in model._flatten_layers():
+        is_dropout = isinstance(layer, keras.layers.Dropout)
+        sources |= dict.fromkeys([layer] if is_dropout else layer._seed_generators)
+    return list(sources)
 
 
 def _dropout_by_position(layer: keras.layers.Dropout, *, seed: int, purpose: int):

@@ -72,6 +72,34 @@ def create_zooming(*, image_shape, num_classes):
     )
 
 
+def create_flipping(*, image_shape, num_classes):
+    """Random layers whose generators have other names than Dropout's."""
+
+    class Jitter(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.own = [keras.random.SeedGenerator(1), keras.random.SeedGenerator(1)]
+
+        def call(self, x, training=False):
+            if not training:
+                return x
+            first, second = (
+                keras.random.uniform((x.shape[0], 1, 1, 1), seed=s) for s in self.own
+            )
+            return x + first - second
+
+    return keras.Sequential(
+        [
+            keras.Input(image_shape),
+            keras.layers.RandomFlip("horizontal", seed=123456789, name="flip"),
+            Jitter(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(num_classes, name="head"),
+        ],
+        name="flipping",
+    )
+
+
 class Subclassed(keras.Model):
     """A model that is not made of a graph of layers: it knows no shape of its input."""
 
