@@ -109,7 +109,7 @@ def create_train_loop(
             mapping = list(zip(variables, parameters + statistics, strict=True))
             with (
                 keras.StatelessScope(mapping, collect_losses=True) as scope,
-                at_position(first_position),
+                at_position(first_position, num_examples=per_replica_batch),
             ):
                 logits = tf.cast(state.model(images, training=True), tf.float32)
             with keras.StatelessScope(mapping):  # collects none: the weights' alone

@@ -100,6 +100,23 @@ def create_flipping(*, image_shape, num_classes):
     )
 
 
+def create_dropping(*, image_shape, num_classes, dropout):
+    """One dropout layer that is called twice, the first time on rows of images."""
+    height, width, channels = image_shape
+    images = keras.Input(image_shape)
+    drop = keras.layers.Dropout(dropout, name="drop")
+    x = keras.layers.Lambda(
+        lambda v: keras.ops.reshape(v, (-1, width * channels)), name="rows"
+    )(images)
+    x = drop(x)
+    x = keras.layers.Lambda(
+        lambda v: keras.ops.reshape(v, (-1, height * width * channels)), name="flat"
+    )(x)
+    x = drop(x)
+    logits = keras.layers.Dense(num_classes, name="head")(x)
+    return keras.Model(images, logits, name="dropping")
+
+
 class Subclassed(keras.Model):
     """A model that is not made of a graph of layers: it knows no shape of its input."""
 

@@ -138,7 +138,7 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", ["mlp", "cnn", "custom_models:create_dropping"])
 def test_replicas_follow_one_trajectory_and_stay_bit_equal(
     model, create_strategy, split
 ):
