@@ -20,6 +20,7 @@ import tensorflow as tf
 
 _PHILOX = 1  # tf.random.Algorithm.PHILOX.value
 _WORDS_PER_BLOCK = 4  # a Philox counter value yields four 32-bit words
+_DROPOUT_CALLS = (keras.layers.Dropout.call, keras.layers.SpatialDropout1D.call)
 
 
 def uniform_by_position(
@@ -115,7 +116,8 @@ def _random_sources(
     # In this order, which numbers what runs have drawn before.
     sources: dict[keras.layers.Dropout | keras.random.SeedGenerator, None] = {}
     for layer in model._flatten_layers():
-        is_dropout = isinstance(layer, keras.layers.Dropout)
+        # A subclass with a call of its own drops in its own way, with its generator.
+        is_dropout = type(layer).call in _DROPOUT_CALLS
         sources |= dict.fromkeys([layer] if is_dropout else layer._seed_generators)
     return list(sources)
 

@@ -82,6 +82,18 @@ def test_rows_that_are_no_examples_draw_anew_at_each_position(num_rows):
     assert len(np.unique(np.concatenate(drawn[:2]), axis=0)) == 2 * num_rows
 
 
+def test_dropout_of_the_users_own_drops_in_its_own_way():
+    class Halving(keras.layers.Dropout):
+        def call(self, inputs, training=False):
+            return super().call(inputs, training=training) / 2.0
+
+    model = keras.Sequential([keras.Input((2, 3, 1)), Halving(0.5)])
+    make_layers_follow_stream(model, seed=7)
+    found = draw(model, first=0, num_examples=8)
+    assert set(np.unique(found)) == {0, 1, 2, 3, 4, 5, 6}
+    assert np.any(found != draw(model, first=8, num_examples=8))
+
+
 def test_layers_with_generators_of_any_name_draw_anew_at_each_position():
     model = create_flipping(image_shape=(2, 3, 1), num_classes=2)
     before = [v.numpy() for v in model.non_trainable_variables]
