@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 
 def create_mixed(*, image_shape, num_classes):
@@ -115,6 +116,28 @@ def create_dropping(*, image_shape, num_classes, dropout):
     x = drop(x)
     logits = keras.layers.Dense(num_classes, name="head")(x)
     return keras.Model(images, logits, name="dropping")
+
+
+SPIED: list[np.ndarray] = []
+
+
+def create_spied(*, image_shape, num_classes, dropout):
+    """Adds what its dropout layer gives to `SPIED`, one array for each replica's step."""
+
+    class Spy(keras.layers.Layer):
+        def call(self, x):
+            tf.numpy_function(lambda a: SPIED.append(a.copy()), [x], [])
+            return x
+
+    return keras.Sequential(
+        [
+            keras.Input(image_shape),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(dropout),
+            Spy(),
+            keras.layers.Dense(num_classes),
+        ]
+    )
 
 
 class Subclassed(keras.Model):
