@@ -5,8 +5,14 @@ import inspect
 from collections.abc import Callable, Sequence
 
 import keras
+import tensorflow as tf
 
 from mnist_dist.errors import InputError
+
+
+def normalize(images: tf.Tensor) -> tf.Tensor:
+    """Maps uint8 images to the float32 in [0, 1] that every model takes."""
+    return tf.cast(images, tf.float32) / 255.0
 
 
 def create_mlp(

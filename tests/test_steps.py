@@ -19,7 +19,7 @@ from mnist_dist.steps import (
 from mnist_dist.train_state import TrainState
 
 SHAPE, CLASSES, BATCH = (12, 12, 1), 5, 24
-NO_WISHES = tf.zeros([2])
+NO_REQUESTS = tf.zeros([2])
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,9 @@ def train(strategy, split, state, loop, *, num_steps=6, first=0, is_resident=Tru
     stream = ExampleStream(num_examples=len(split.labels), seed=7)
     indices = stream.indices(first * BATCH, num_steps * BATCH)
     loop(
-        *data.feed(indices.reshape(num_steps, BATCH)), tf.constant(num_steps), NO_WISHES
+        *data.feed(indices.reshape(num_steps, BATCH)),
+        tf.constant(num_steps),
+        NO_REQUESTS,
     )
     return state.to_arrays()
 
