@@ -95,8 +95,10 @@ def make_layers_follow_stream(model: keras.Model, *, seed: int) -> None:
 
     Keras gives every replica the same dropout mask. After this call, inside
     `at_position`, `Dropout` and the spatial dropouts draw each example's mask from
-    its own position; other random layers get a seed of their own for each step and
-    replica (so these alone depend on the number of replicas).
+    its own position; what draws with another `keras.random.SeedGenerator` of the
+    model gets a seed of its own for each step and replica (so this alone depends on
+    the number of replicas, and on XLA, which draws other numbers from a seed). What
+    draws without a generator is left as it is.
     """
     for purpose, source in enumerate(_random_sources(model), start=1):
         if isinstance(source, keras.random.SeedGenerator):
