@@ -50,9 +50,15 @@ class DeviceSplit:
         )
 
     def _put(self, array: np.ndarray) -> tf.Tensor:
-        return self._strategy.experimental_distribute_values_from_function(
-            lambda context: tf.constant(array)
-        )
+        devices = self._strategy.extended.worker_devices  # this worker's
+
+        def copy(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
+            # The strategy leaves all copies on the first device.
+            local_id = context.replica_id_in_sync_group % len(devices)
+            with tf.device(devices[local_id]):
+                return tf.constant(array)
+
+        return self._strategy.experimental_distribute_values_from_function(copy)
 
 
 def fits_on_device(

@@ -9,7 +9,8 @@ import tensorflow as tf
 from mnist_dist.data import Dataset, Split, load_dataset
 from mnist_dist.device_data import DeviceSplit
 from mnist_dist.errors import InputError
-from mnist_dist.steps import EvaluateLoop, normalize
+from mnist_dist.models import normalize
+from mnist_dist.steps import EvaluateLoop
 from mnist_dist.train_state import TrainState
 
 _BATCHES_PER_CALL = 8

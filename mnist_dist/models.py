@@ -5,8 +5,14 @@ import inspect
 from collections.abc import Callable, Sequence
 
 import keras
+import tensorflow as tf
 
 from mnist_dist.errors import InputError
+
+
+def normalize(images: tf.Tensor) -> tf.Tensor:
+    """Maps uint8 images to the float32 in [0, 1] that every model takes."""
+    return tf.cast(images, tf.float32) / 255.0
 
 
 def create_mlp(
@@ -108,14 +114,14 @@ def create_model(
     arguments = {"image_shape": image_shape, "num_classes": num_classes}
     try:
         signature = inspect.signature(function)
-        signature.bind_partial(**arguments)
+        if "dropout" in signature.parameters:
+            arguments["dropout"] = dropout
+        signature.bind(**arguments)
     except (TypeError, ValueError) as error:  # ValueError: written in C, without one
         raise InputError(
-            f"--model: {name!r} takes no image_shape and num_classes: {error}"
+            f"--model: {name!r} takes no image_shape and num_classes alone: {error}"
         ) from error
-    if "dropout" in signature.parameters:
-        arguments["dropout"] = dropout
-    elif dropout:
+    if dropout and "dropout" not in arguments:
         raise InputError(f"--dropout: found {dropout}, but {name!r} takes no `dropout`")
 
     policy = keras.config.dtype_policy()

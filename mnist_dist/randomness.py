@@ -7,9 +7,12 @@ numbers whether the global batch lies on one replica or on eight, with or withou
 XLA, before and after a restart.
 """
 
+import collections
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -17,6 +20,7 @@ import tensorflow as tf
 
 _PHILOX = 1  # tf.random.Algorithm.PHILOX.value
 _WORDS_PER_BLOCK = 4  # a Philox counter value yields four 32-bit words
+_DROPOUT_CALLS = (keras.layers.Dropout.call, keras.layers.SpatialDropout1D.call)
 
 
 def uniform_by_position(
@@ -26,6 +30,7 @@ def uniform_by_position(
     values_per_example: int,
     seed: int,
     purpose: int,
+    draw: int = 0,
 ) -> tf.Tensor:
     """Draws uniform numbers for the examples at consecutive stream positions.
 
@@ -35,6 +40,7 @@ def uniform_by_position(
       values_per_example: how many numbers each.
       seed: the run's seed.
       purpose: tells apart independent uses of the same seed.
+      draw: tells apart draws for the same purpose.
 
     Returns:
       float32 [num_examples, values_per_example] in [0, 1).
@@ -42,7 +48,7 @@ def uniform_by_position(
     Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011).
     """
     blocks = -(-values_per_example // _WORDS_PER_BLOCK)
-    key = np.random.SeedSequence([seed, purpose]).generate_state(1, np.uint64)
+    key = _entropy(seed, purpose, draw).generate_state(1, np.uint64)
     counter = tf.cast(first_position * blocks, tf.uint64)
     words = tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=[num_examples, blocks * _WORDS_PER_BLOCK],
@@ -57,17 +63,31 @@ def uniform_by_position(
     return tf.cast(tf.bitcast(bits, tf.int32), tf.float32) * 2.0**-24
 
 
+class _Trace(NamedTuple):
+    first_position: tf.Tensor
+    num_examples: int
+    num_draws: collections.Counter[int]  # so far, for each purpose
+
+
 _tracing = threading.local()  # Mirrored traces each replica in a thread of its own
 
 
 @contextlib.contextmanager
-def at_position(first_position: tf.Tensor) -> Iterator[None]:
-    """Tells the layers called inside which stream position their batch starts at."""
-    _tracing.first_position = first_position
+def at_position(first_position: tf.Tensor, *, num_examples: int) -> Iterator[None]:
+    """Tells the layers called inside which stretch of the stream their batch is.
+
+    Layers that draw more than once inside draw anew each time. The count starts here,
+    so that each trace of the same code, as after a restart, gives the same draws.
+
+    Args:
+      first_position: int64 scalar, stream position of the first example.
+      num_examples: how many consecutive examples.
+    """
+    _tracing.trace = _Trace(first_position, num_examples, collections.Counter())
     try:
         yield
     finally:
-        del _tracing.first_position
+        del _tracing.trace
 
 
 def make_layers_follow_stream(model: keras.Model, *, seed: int) -> None:
@@ -75,46 +95,66 @@ def make_layers_follow_stream(model: keras.Model, *, seed: int) -> None:
 
     Keras gives every replica the same dropout mask. After this call, inside
     `at_position`, `Dropout` and the spatial dropouts draw each example's mask from
-    its own position; other random layers get a seed of their own for each step and
-    replica (so these alone depend on the number of replicas).
+    its own position; what draws with another `keras.random.SeedGenerator` of the
+    model gets a seed of its own for each step and replica (so this alone depends on
+    the number of replicas, and on XLA, which draws other numbers from a seed). What
+    draws without a generator is left as it is.
     """
-    for purpose, layer in enumerate(_random_layers(model), start=1):
-        if isinstance(layer, keras.layers.Dropout):
-            layer.call = _dropout_by_position(layer, seed=seed, purpose=purpose)
+    for purpose, source in enumerate(_random_sources(model), start=1):
+        if isinstance(source, keras.random.SeedGenerator):
+            source.next = _seed_by_position(source, seed=seed, purpose=purpose)
         else:
-            layer.seed_generator.next = _seed_by_position(
-                layer.seed_generator, seed=seed, purpose=purpose
-            )
+            source.call = _dropout_by_position(source, seed=seed, purpose=purpose)
 
 
-def _random_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    return [
-        layer
-        for layer in model._flatten_layers()
-        if hasattr(layer, "seed_generator") or isinstance(layer, keras.layers.Dropout)
-    ]
+def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
+    """Returns what the model's layers draw with, under whatever name they keep it."""
+    return [g for layer in model._flatten_layers() for g in layer._seed_generators]
+
+
+def _random_sources(
+    model: keras.Model,
+) -> list[keras.layers.Dropout | keras.random.SeedGenerator]:
+    # In this order, which numbers what runs have drawn before.
+    sources: dict[keras.layers.Dropout | keras.random.SeedGenerator, None] = {}
+    for layer in model._flatten_layers():
+        # A subclass with a call of its own drops in its own way, with its generator.
+        is_dropout = type(layer).call in _DROPOUT_CALLS
+        sources |= dict.fromkeys([layer] if is_dropout else layer._seed_generators)
+    return list(sources)
 
 
 def _dropout_by_position(layer: keras.layers.Dropout, *, seed: int, purpose: int):
     keras_call = layer.call
+    for generator in layer._seed_generators:
+        generator.next = _seed_by_position(generator, seed=seed, purpose=purpose)
 
     def call(inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        first_position = getattr(_tracing, "first_position", None)
-        if not training or layer.rate == 0 or first_position is None:
+        trace: _Trace | None = getattr(_tracing, "trace", None)
+        shape = inputs.shape
+        if (
+            not training
+            or layer.rate in (0, 1)
+            or trace is None
+            or not shape.is_fully_defined()
+            or shape[0] % trace.num_examples  # not so many rows for each example
+        ):
             return keras_call(inputs, training=training)
-        shape = list(inputs.shape)
         if layer.noise_shape is not None:
             mask_shape = [n or d for n, d in zip(layer.noise_shape, shape, strict=True)]
         elif hasattr(layer, "_get_noise_shape"):  # the spatial dropouts
             mask_shape = [int(n) for n in layer._get_noise_shape(inputs)]
         else:
             mask_shape = shape
+        # A reshape may have made several rows of an example, which follow each other.
+        rows_per_example = shape[0] // trace.num_examples
         uniform = uniform_by_position(
-            first_position,
-            num_examples=shape[0],
-            values_per_example=int(np.prod(mask_shape[1:])),
+            trace.first_position,
+            num_examples=trace.num_examples,
+            values_per_example=rows_per_example * math.prod(mask_shape[1:]),
             seed=seed,
             purpose=purpose,
+            draw=_count_draw(trace, purpose),
         )
         keep = tf.reshape(uniform >= layer.rate, [shape[0], *mask_shape[1:]])
         scale = tf.constant(1.0 / (1.0 - layer.rate), inputs.dtype)
@@ -129,10 +169,21 @@ def _seed_by_position(
     keras_next = generator.next
 
     def next_seed(ordered: bool = True) -> tf.Tensor:
-        first_position = getattr(_tracing, "first_position", None)
-        if first_position is None:
+        trace: _Trace | None = getattr(_tracing, "trace", None)
+        if trace is None:
             return keras_next(ordered=ordered)
-        key = np.random.SeedSequence([seed, purpose]).generate_state(1, np.uint32)
-        return tf.stack([tf.constant(int(key[0]), tf.int64), first_position])
+        entropy = _entropy(seed, purpose, _count_draw(trace, purpose))
+        key = int(entropy.generate_state(1, np.uint32)[0])
+        return tf.stack([tf.constant(key, tf.int64), trace.first_position])
 
     return next_seed
+
+
+def _count_draw(trace: _Trace, purpose: int) -> int:
+    trace.num_draws[purpose] += 1
+    return trace.num_draws[purpose] - 1
+
+
+def _entropy(seed: int, purpose: int, draw: int) -> np.random.SeedSequence:
+    # Without a 0 for the first draw, which had no number in earlier versions.
+    return np.random.SeedSequence([seed, purpose, draw][: 3 if draw else 2])

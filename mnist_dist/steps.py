@@ -5,14 +5,19 @@ all-reduce of what the replicas add up; after it each applies the same update to
 own copy of the variables, so they stay equal to the last bit.
 """
 
+import re
 from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from mnist_dist.augmentation import augment
 from mnist_dist.distribution import device_type
 from mnist_dist.errors import InputError
+from mnist_dist.losses import cross_entropy, is_correct
+from mnist_dist.models import normalize
 from mnist_dist.optimizers import Schedule, UpdateRule
 from mnist_dist.randomness import at_position, make_layers_follow_stream
 from mnist_dist.train_state import TrainState
@@ -21,6 +26,23 @@ LOSS_SCALE_PERIOD = 2000  # finite steps after which the loss scale doubles
 
 TrainLoop = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 EvaluateLoop = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
+Nest = TypeVar("Nest")  # tensors in lists, tuples and dictionaries
+
+
+class StepSums(NamedTuple):
+    """What the replicas add up in a step: one replica's share, then the sums.
+
+    Attributes:
+      gradients: of the scaled loss, one for each parameter, float32.
+      means: of the statistics that the forward pass moved, float32.
+      loss_sum: cross-entropy of all examples, float32 [].
+      num_correct: how many of them were classified correctly, float32 [].
+    """
+
+    gradients: list[tf.Tensor]
+    means: list[tf.Tensor]
+    loss_sum: tf.Tensor
+    num_correct: tf.Tensor
 
 
 def create_train_loop(
@@ -39,6 +61,16 @@ def create_train_loop(
 ) -> TrainLoop:
     """Builds the function that runs many training steps on the device.
 
+    What it minimises is the mean cross-entropy plus the model's own penalties: of its
+    weights, of activities, and what layers add by `add_loss`. Replicas have a penalty
+    each, of which the mean counts, as in Keras. So one that is a mean over examples,
+    as Keras makes of `activity_regularizer`, is the same on any number of replicas;
+    one that is a sum over them shrinks with the number.
+
+    Building it replaces what the model's random layers draw with, for good: the `call`
+    of its dropout layers and the `next` of its seed generators follow the stream while
+    the loop is traced, and are Keras's own at any other time.
+
     Args:
       strategy: the strategy in whose scope `state` was built.
       state: the variables to train.
@@ -53,12 +85,14 @@ def create_train_loop(
       use_xla: compile the whole loop (one replica) or the two halves of a step.
 
     Returns:
-      `train_loop(images, labels, indices, num_steps, wishes)`: images uint8 [n,
+      `train_loop(images, labels, indices, num_steps, requests)`: images uint8 [n,
       height, width, channels] and labels int32 [n] on every replica, indices int32
-      [steps, global_batch_size] into them, of which the first `num_steps` rows are
-      taken. It adds to `state.step` and `state.sums`.
+      [steps, global_batch_size] into them, num_steps int32 [], how many of their rows
+      are taken, from the first. It updates every variable of `state`: parameters,
+      statistics, slots and averages where a step was finite; `step`, the sums, the
+      streak and the loss scale at each.
 
-      `wishes` are this worker's, float32 [2]: more than 0 if the run should stop; how
+      `requests` are this worker's, float32 [2]: more than 0 if the run should stop; how
       many steps the next call should take. They ride in the steps' all-reduce, and
       what all workers agree on is returned in the same form: the sum of the first,
       and the chief's second.
@@ -83,36 +117,36 @@ def create_train_loop(
     )
 
     @compile_half
-    def gradients_of(
+    def compute_sums(
         parameters: list[tf.Tensor],
         statistics: list[tf.Tensor],
         images: tf.Tensor,
         labels: tf.Tensor,
         first_position: tf.Tensor,
         loss_scale: tf.Tensor,
-    ) -> list[tf.Tensor]:
-        """This replica's share of what a step adds up, as a list for `all_reduce`."""
+    ) -> StepSums:
+        """This replica's share of what a step adds up."""
         images = normalize(images)
         if with_augmentation:
             images = augment(images, first_position, seed=seed)
         variables = state.keras_parameters + state.keras_statistics
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(parameters)
-            mapping = zip(variables, parameters + statistics, strict=True)
+            mapping = list(zip(variables, parameters + statistics, strict=True))
             with (
-                keras.StatelessScope(list(mapping)) as scope,
-                at_position(first_position),
+                keras.StatelessScope(mapping, collect_losses=True) as scope,
+                at_position(first_position, num_examples=per_replica_batch),
             ):
                 logits = tf.cast(state.model(images, training=True), tf.float32)
-                penalties = state.model.losses
+            with keras.StatelessScope(mapping):  # collects none: the weights' alone
+                penalties = [*scope.losses, *state.model.losses]
             losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
             loss_sum = tf.reduce_sum(losses)
             # Divided by the global batch and the replica count, so that the replicas'
-            # sum is the mean over the batch plus each penalty once.
+            # sum is the mean over the batch plus each penalty's mean over the replicas.
+            totals = [tf.reduce_sum(tf.cast(p, tf.float32)) for p in penalties]
             loss = loss_sum / global_batch_size
-            loss += tf.add_n([tf.cast(p, tf.float32) for p in penalties] or [0.0]) / (
-                num_replicas
-            )
+            loss += tf.add_n(totals or [0.0]) / num_replicas
             scaled_loss = loss * loss_scale
         gradients = tape.gradient(
             scaled_loss, parameters, unconnected_gradients=tf.UnconnectedGradients.ZERO
@@ -120,22 +154,22 @@ def create_train_loop(
         moving = state.keras_statistics[: state.num_moving]
         moved = [scope.get_current_value(v) for v in moving]
         means = [tf.cast(v, tf.float32) / num_replicas for v in moved]
-        return [*gradients, *means, loss_sum, count_correct(logits, labels)]
+        num_correct = tf.reduce_sum(tf.cast(is_correct(logits, labels), tf.float32))
+        return StepSums(gradients, means, loss_sum, num_correct)
 
     @compile_half
-    def updated(
+    def apply_update(
         parameters: list[tf.Tensor],
         statistics: list[tf.Tensor],
         slots: dict[str, list[tf.Tensor]],
         ema: list[tf.Tensor],
-        reduced: list[tf.Tensor],
+        sums: StepSums,
         step: tf.Tensor,
         loss_scale: tf.Tensor,
     ):
         """The new values of all variables, from the replicas' sums."""
-        gradients = [g / loss_scale for g in reduced[: len(parameters)]]
-        means = reduced[len(parameters) : -2]
-        is_finite = tf.math.is_finite(reduced[-2] + _probe(gradients))
+        gradients = [g / loss_scale for g in sums.gradients]
+        is_finite = tf.math.is_finite(sums.loss_sum + _probe(gradients))
         if clip_global_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, clip_global_norm)
 
@@ -164,7 +198,9 @@ def create_train_loop(
                 new_slots[name].append(slot)
         new_statistics = [
             choose(_cast(mean, old.dtype), old)
-            for mean, old in zip(means, statistics[: state.num_moving], strict=True)
+            for mean, old in zip(
+                sums.means, statistics[: state.num_moving], strict=True
+            )
         ] + statistics[state.num_moving :]
         # Short at first, so that the initial weights are soon forgotten (the
         # `num_updates` rule of tf.train.ExponentialMovingAverage).
@@ -182,7 +218,7 @@ def create_train_loop(
         images: tf.Tensor,
         labels: tf.Tensor,
         batch_indices: tf.Tensor,
-        wishes: tf.Tensor,
+        requests: tf.Tensor,
     ) -> tf.Tensor:
         replica = tf.distribute.get_replica_context()
         replica_id = tf.cast(replica.replica_id_in_sync_group, tf.int32)
@@ -194,23 +230,23 @@ def create_train_loop(
 
         parameters = [tf.identity(v) for v in state.parameters]
         statistics = [tf.identity(v) for v in state.statistics]
-        shares = gradients_of(
+        shares = compute_sums(
             parameters,
             statistics,
-            take(images, mine),
+            gather_images(images, mine),
             tf.gather(labels, mine),
             first_position,
             scale,
         )
         is_first = tf.cast(replica_id == 0, tf.float32)
-        wishes *= tf.stack([1.0, is_first])
-        *reduced, agreed = all_reduce_sum(replica, [*shares, wishes])
-        *new_values, is_finite = updated(
+        requests *= tf.stack([1.0, is_first])
+        sums, agreed = all_reduce_sum(replica, (shares, requests))
+        *new_values, is_finite = apply_update(
             parameters,
             statistics,
             {name: [tf.identity(v) for v in vs] for name, vs in state.slots.items()},
             [tf.identity(v) for v in state.ema],
-            reduced,
+            sums,
             tf.cast(done, tf.float32),
             scale,
         )
@@ -220,7 +256,7 @@ def create_train_loop(
         ):
             variable.assign(value)
         state.step.assign_add(1)
-        _add_to_sums(state, reduced[-2], reduced[-1], is_finite, global_batch_size)
+        _add_to_sums(state, sums, is_finite, global_batch_size)
         if state.loss_scale is not None:
             state.loss_scale.assign(_next_loss_scale(state.loss_scale, is_finite))
         return agreed
@@ -232,16 +268,16 @@ def create_train_loop(
         labels: tf.Tensor,
         indices: tf.Tensor,
         num_steps: tf.Tensor,
-        wishes: tf.Tensor,
+        requests: tf.Tensor,
     ) -> tf.Tensor:
         def step(row: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             agreed = strategy.run(
-                replica_step, args=(images, labels, indices[row], wishes)
+                replica_step, args=(images, labels, indices[row], requests)
             )
             return row + 1, strategy.experimental_local_results(agreed)[0]
 
         _, agreed = tf.while_loop(
-            lambda row, _: row < num_steps, step, [tf.constant(0), wishes]
+            lambda row, _: row < num_steps, step, [tf.constant(0), requests]
         )
         return agreed
 
@@ -271,15 +307,15 @@ def create_evaluate_loop(
             index = mine[row]
             is_example = index >= 0
             index = tf.maximum(index, 0)
+            batch = normalize(gather_images(images, index))
             mapping = zip(variables, weights, strict=True)
             with keras.StatelessScope(list(mapping)):
-                logits = state.model(normalize(take(images, index)), training=False)
+                logits = state.model(batch, training=False)
             logits = tf.cast(logits, tf.float32)
             label = tf.gather(labels, index)
-            is_correct = tf.argmax(logits, axis=1, output_type=tf.int32) == label
             columns = [
                 tf.where(is_example, cross_entropy(logits, label), 0.0),
-                tf.cast(is_correct & is_example, tf.float32),
+                tf.cast(is_correct(logits, label) & is_example, tf.float32),
                 tf.cast(is_example, tf.float32),
             ]
             sums = tf.reduce_sum(tf.stack(columns), axis=1)
@@ -307,80 +343,118 @@ def create_evaluate_loop(
     return evaluate_loop
 
 
-def all_reduce_sum(
-    replica: tf.distribute.ReplicaContext, tensors: list[tf.Tensor]
-) -> list[tf.Tensor]:
-    """Adds float32 tensors up over the replicas, all of them in one all-reduce."""
+def all_reduce_sum(replica: tf.distribute.ReplicaContext, nest: Nest) -> Nest:
+    """Adds a nest of float32 tensors up over the replicas, all in one all-reduce."""
     if replica.num_replicas_in_sync == 1:
-        return tensors
+        return nest
+    tensors = tf.nest.flatten(nest)
     flat = tf.concat([tf.reshape(t, [-1]) for t in tensors], axis=0)
     flat = replica.all_reduce(tf.distribute.ReduceOp.SUM, flat)
     parts = tf.split(flat, [t.shape.num_elements() for t in tensors])
-    return [tf.reshape(p, t.shape) for p, t in zip(parts, tensors, strict=True)]
+    sums = [tf.reshape(p, t.shape) for p, t in zip(parts, tensors, strict=True)]
+    return tf.nest.pack_sequence_as(nest, sums)
 
 
-def take(images: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
+def gather_images(images: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     """Gathers images [n, height, width, channels] as rows: XLA is slow at blocks."""
     rows = tf.gather(tf.reshape(images, [images.shape[0], -1]), indices)
     return tf.reshape(rows, [indices.shape[0], *images.shape[1:]])
 
 
-def normalize(images: tf.Tensor) -> tf.Tensor:
-    """Maps uint8 images to the float32 in [0, 1] that every model takes."""
-    return tf.cast(images, tf.float32) / 255.0
-
-
-def cross_entropy(
-    logits: tf.Tensor, labels: tf.Tensor, *, label_smoothing: float = 0.0
-) -> tf.Tensor:
-    """Softmax cross-entropy of each example.
-
-    Args:
-      logits: float32 [batch, num_classes].
-      labels: int32 [batch].
-      label_smoothing: weight of the uniform distribution in the targets.
-
-    Returns:
-      float32 [batch].
-
-    Source: Szegedy et al., "Rethinking the Inception Architecture" (2016).
-    """
-    if not label_smoothing:
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-    num_classes = logits.shape[1]
-    targets = tf.one_hot(labels, num_classes) * (1.0 - label_smoothing)
-    return tf.nn.softmax_cross_entropy_with_logits(
-        targets + label_smoothing / num_classes, logits
-    )
-
-
-def count_correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Returns how many logits are largest at their label, as a float32 scalar."""
-    is_correct = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
-    return tf.reduce_sum(tf.cast(is_correct, tf.float32))
-
-
 def should_compile(
-    choice: str, model: keras.Model, strategy: tf.distribute.Strategy
+    choice: str,
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    *,
+    image_shape: tuple[int, int, int],
 ) -> bool:
     """Whether XLA compiles the loops.
 
     Args:
-      choice: `on`, `off`, or `auto`: where it makes them faster, which it does not
-        where a CPU convolves or pools.
+      choice: `on`, `off`, or `auto`: where XLA can compile the model and makes it
+        faster, which it does not where a CPU convolves or pools.
       model: what they compute.
       strategy: on what.
+      image_shape: height, width, channels.
+
+    Raises:
+      InputError: `on`, and XLA cannot compile the model.
     """
-    if choice != "auto":
-        return choice == "on"
-    if device_type(strategy) != "CPU":
-        return True
-    forward = tf.function(lambda images: model(images, training=False), autograph=False)
-    shape = (1, *model.input_shape[1:])
-    graph = forward.get_concrete_function(tf.TensorSpec(shape, tf.float32)).graph
-    return not any(
-        "Conv" in op.type or "Pool" in op.type for op in graph.get_operations()
-    )
+    if choice == "off":
+        return False
+    device = device_type(strategy)
+    passes, specs = _trace_passes(model, image_shape)
+    if choice == "auto" and device == "CPU" and _is_slow_on_cpu(passes, specs):
+        return False
+    obstacle = _obstacle_to_xla(passes, specs, device)
+    if strategy.num_replicas_in_sync > 1 and any(
+        getattr(layer, "synchronized", False) for layer in model._flatten_layers()
+    ):
+        obstacle = "a layer synchronizes replicas inside the step"
+    if obstacle and choice == "on":
+        raise InputError(
+            f"--enable_xla: found on, but XLA cannot compile {model.name!r}: "
+            f"{obstacle}; expected auto or off"
+        )
+    if obstacle:
+        logging.warning("XLA is off: it cannot compile %r: %s", model.name, obstacle)
+    return not obstacle
+
+
+def _trace_passes(
+    model: keras.Model, image_shape: tuple[int, int, int]
+) -> tuple[tf.types.experimental.PolymorphicFunction, list[tf.TensorSpec]]:
+    """The passes that the loops make, as a function of images and all variables."""
+    trained = model.trainable_variables
+    ids = {id(v) for v in trained}
+    variables = trained + [v for v in model.variables if id(v) not in ids]
+
+    @tf.function(jit_compile=True, autograph=False)
+    def passes(images: tf.Tensor, *values: tf.Tensor) -> list[tf.Tensor]:
+        mapping = list(zip(variables, values, strict=True))
+        parameters = values[: len(trained)]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(parameters)
+            with keras.StatelessScope(mapping, collect_losses=True) as scope:
+                trained_logits = model(images, training=True)
+            sums = [tf.reduce_sum(x) for x in [trained_logits, *scope.losses]]
+            loss = tf.add_n([tf.cast(x, tf.float32) for x in sums])
+        with keras.StatelessScope(mapping):
+            logits = model(images, training=False)
+        return [*tape.gradient(loss, parameters), logits]
+
+    # Two images: one could be taken for none, as by tf.squeeze.
+    specs = [tf.TensorSpec((2, *image_shape), tf.float32)]
+    specs += [tf.TensorSpec(v.shape, v.dtype) for v in variables]
+    passes.get_concrete_function(*specs)
+    return passes, specs
+
+
+def _is_slow_on_cpu(
+    passes: tf.types.experimental.PolymorphicFunction, specs: list[tf.TensorSpec]
+) -> bool:
+    graph = passes.get_concrete_function(*specs).graph.as_graph_def()
+    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+    return any("Conv" in node.op or "Pool" in node.op for node in nodes)
+
+
+def _obstacle_to_xla(
+    passes: tf.types.experimental.PolymorphicFunction,
+    specs: list[tf.TensorSpec],
+    device: str,
+) -> str | None:
+    """Why XLA cannot compile the passes for a device, or None if it can.
+
+    XLA says so when it translates them, a tenth of a second before it would compile.
+    """
+    try:
+        passes.experimental_get_compiler_ir(*specs)(stage="hlo", platform_name=device)
+    except (ValueError, tf.errors.OpError) as error:
+        missing = sorted(set(re.findall(r"(\w+) \(No registered", str(error))))
+        if missing:
+            return f"it has no {' and no '.join(missing)}"
+        return str(error).partition("\n")[0]
+    return None
 
 
 def _as_it_is(function: Callable) -> Callable:
@@ -410,16 +484,16 @@ def _probe(tensors: list[tf.Tensor]) -> tf.Tensor:
 
 def _add_to_sums(
     state: TrainState,
-    loss_sum: tf.Tensor,
-    correct: tf.Tensor,
+    step_sums: StepSums,
     is_finite: tf.Tensor,
     global_batch_size: int,
 ) -> None:
     # A step that was skipped counts as skipped, and nowhere else.
     counted = tf.cast(is_finite, tf.float64)
-    loss_sum = tf.where(is_finite, loss_sum, 0.0)
+    loss_sum = tf.where(is_finite, step_sums.loss_sum, 0.0)
+    num_correct = tf.cast(step_sums.num_correct, tf.float64)
     state.sums["loss"].assign_add(tf.cast(loss_sum, tf.float64))
-    state.sums["correct"].assign_add(tf.cast(correct, tf.float64) * counted)
+    state.sums["correct"].assign_add(num_correct * counted)
     state.sums["examples"].assign_add(global_batch_size * counted)
     state.sums["nonfinite_steps"].assign_add(1.0 - counted)
     streak = tf.identity(state.nonfinite_streak)

@@ -113,7 +113,9 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         )
 
     # 3. How: the functions that keep a device busy, and the host beside them.
-    use_xla = steps.should_compile(FLAGS.enable_xla, model, strategy)
+    use_xla = steps.should_compile(
+        FLAGS.enable_xla, model, strategy, image_shape=dataset.image_shape
+    )
     run = TrainingRun(
         plan=plan,
         cluster=cluster,

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from mnist_dist.errors import InputError
+from mnist_dist.randomness import seed_generators
 
 SUMS = ("loss", "correct", "examples", "nonfinite_steps")
 
@@ -40,7 +41,7 @@ class TrainState:
         with_loss_scale: bool = False,
     ) -> None:
         self.model = model
-        seeds = _seed_generator_states(model)
+        seeds = {id(generator.state) for generator in seed_generators(model)}
         self.keras_parameters = list(model.trainable_variables)
         frozen = _frozen_variables(model)
         # The frozen last: nothing moves them.
@@ -114,13 +115,6 @@ class TrainState:
 def weight_path(model: keras.Model, variable: keras.Variable) -> str:
     """Returns `<layer>/<weight>`: the Keras path without the model's own name."""
     return variable.path.removeprefix(f"{model.name}/")
-
-
-def _seed_generator_states(model: keras.Model) -> set[int]:
-    generators = [
-        getattr(layer, "seed_generator", None) for layer in model._flatten_layers()
-    ]
-    return {id(generator.state) for generator in generators if generator is not None}
 
 
 def _frozen_variables(model: keras.Model) -> set[int]:

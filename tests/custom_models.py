@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 
 def create_mixed(*, image_shape, num_classes):
@@ -29,6 +30,126 @@ def create_small(name="mine", hidden="hidden"):
         ],
         name=name,
     )
+
+
+def create_penalized(*, image_shape, num_classes):
+    """Penalties of all kinds: of weights, of activities, and two that a layer adds."""
+
+    class Penalty(keras.layers.Layer):
+        def call(self, x):
+            self.add_loss(0.1 * keras.ops.mean(keras.ops.square(x)))
+            self.add_loss(0.2 * keras.ops.mean(keras.ops.abs(x), axis=0))
+            return x
+
+    return keras.Sequential(
+        [
+            keras.Input(image_shape),
+            keras.layers.Flatten(),
+            keras.layers.Dense(
+                8,
+                activation="relu",
+                kernel_regularizer="l2",
+                activity_regularizer="l2",
+                name="hidden",
+            ),
+            keras.layers.BatchNormalization(synchronized=True, name="norm"),
+            Penalty(),
+            keras.layers.Dense(num_classes, activity_regularizer="l1", name="head"),
+        ],
+        name="penalized",
+    )
+
+
+def create_zooming(*, image_shape, num_classes):
+    """XLA cannot compile what the first layer does, which it does in training alone."""
+    return keras.Sequential(
+        [
+            keras.Input(image_shape),
+            keras.layers.RandomZoom(0.2),
+            keras.layers.Flatten(),
+            keras.layers.Dense(num_classes, name="head"),
+        ],
+        name="zooming",
+    )
+
+
+def create_flipping(*, image_shape, num_classes):
+    """Random layers whose generators have other names than Dropout's."""
+
+    class Jitter(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.own = [keras.random.SeedGenerator(1), keras.random.SeedGenerator(1)]
+
+        def call(self, x, training=False):
+            if not training:
+                return x
+            first, second = (
+                keras.random.uniform((x.shape[0], 1, 1, 1), seed=s) for s in self.own
+            )
+            return x + first - second
+
+    return keras.Sequential(
+        [
+            keras.Input(image_shape),
+            keras.layers.RandomFlip("horizontal", seed=123456789, name="flip"),
+            Jitter(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(num_classes, name="head"),
+        ],
+        name="flipping",
+    )
+
+
+def create_dropping(*, image_shape, num_classes, dropout):
+    """One dropout layer that is called twice, the first time on rows of images."""
+    height, width, channels = image_shape
+    images = keras.Input(image_shape)
+    drop = keras.layers.Dropout(dropout, name="drop")
+    x = keras.layers.Lambda(
+        lambda v: keras.ops.reshape(v, (-1, width * channels)), name="rows"
+    )(images)
+    x = drop(x)
+    x = keras.layers.Lambda(
+        lambda v: keras.ops.reshape(v, (-1, height * width * channels)), name="flat"
+    )(x)
+    x = drop(x)
+    logits = keras.layers.Dense(num_classes, name="head")(x)
+    return keras.Model(images, logits, name="dropping")
+
+
+SPIED: list[np.ndarray] = []
+
+
+def create_spied(*, image_shape, num_classes, dropout):
+    """Adds what its dropout layer gives to `SPIED`, one array for each replica's step."""
+
+    class Spy(keras.layers.Layer):
+        def call(self, x):
+            tf.numpy_function(lambda a: SPIED.append(a.copy()), [x], [])
+            return x
+
+    return keras.Sequential(
+        [
+            keras.Input(image_shape),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(dropout),
+            Spy(),
+            keras.layers.Dense(num_classes),
+        ]
+    )
+
+
+class Subclassed(keras.Model):
+    """A model that is not made of a graph of layers: it knows no shape of its input."""
+
+    def __init__(self, *, image_shape, num_classes):
+        super().__init__(name="subclassed")
+        self.flatten = keras.layers.Flatten()
+        self.head = keras.layers.Dense(num_classes, name="head")
+
+    def call(self, images, training=False):
+        return self.head(self.flatten(images))
 
 
 def mixed_logits(weights, images):

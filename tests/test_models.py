@@ -1,4 +1,4 @@
-"""Frozen layers in training."""
+"""Models of the user's own, and frozen layers in training."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import tensorflow as tf
 from custom_models import create_small
 
 from mnist_dist.errors import InputError
-from mnist_dist.models import freeze_layers
+from mnist_dist.models import create_model, freeze_layers
 from mnist_dist.optimizers import create_schedule, create_update_rule
 from mnist_dist.steps import create_train_loop
 from mnist_dist.train_state import TrainState
@@ -56,3 +56,11 @@ def test_freezing_names_the_layers_there_are():
         freeze_layers(create_small(), ["no"])
     with pytest.raises(InputError, match="expected one left to train"):
         freeze_layers(create_small(), ["hidden", "norm", "head"])
+
+
+@pytest.mark.parametrize(
+    "name", ["json:loads", "os:getcwd", "custom_models:create_small"]
+)
+def test_function_that_takes_something_else_is_refused(name):
+    with pytest.raises(InputError, match=f"--model: .*{name}"):
+        create_model(name, image_shape=(2, 3, 1), num_classes=4, seed=1)

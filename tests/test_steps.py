@@ -1,3 +1,4 @@
+import custom_models
 import keras
 import numpy as np
 import pytest
@@ -9,11 +10,16 @@ from mnist_dist.errors import InputError
 from mnist_dist.evaluation import evaluate
 from mnist_dist.models import create_model
 from mnist_dist.optimizers import create_schedule, create_update_rule
-from mnist_dist.steps import create_evaluate_loop, create_train_loop
+from mnist_dist.steps import (
+    LOSS_SCALE_PERIOD,
+    create_evaluate_loop,
+    create_train_loop,
+    should_compile,
+)
 from mnist_dist.train_state import TrainState
 
 SHAPE, CLASSES, BATCH = (12, 12, 1), 5, 24
-NO_WISHES = tf.zeros([2])
+NO_REQUESTS = tf.zeros([2])
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +122,9 @@ def train(strategy, split, state, loop, *, num_steps=6, first=0, is_resident=Tru
     stream = ExampleStream(num_examples=len(split.labels), seed=7)
     indices = stream.indices(first * BATCH, num_steps * BATCH)
     loop(
-        *data.feed(indices.reshape(num_steps, BATCH)), tf.constant(num_steps), NO_WISHES
+        *data.feed(indices.reshape(num_steps, BATCH)),
+        tf.constant(num_steps),
+        NO_REQUESTS,
     )
     return state.to_arrays()
 
@@ -138,7 +146,7 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", ["mlp", "cnn", "custom_models:create_dropping"])
 def test_replicas_follow_one_trajectory_and_stay_bit_equal(
     model, create_strategy, split
 ):
@@ -155,31 +163,131 @@ def test_replicas_follow_one_trajectory_and_stay_bit_equal(
                 np.testing.assert_array_equal(copy, copies[0])
 
 
-def test_training_equals_keras_on_one_device(create_strategy, split):
-    strategy = create_strategy(1)
-    state, loop = build(strategy, model="mlp")
-    oracle = create_model("mlp", image_shape=SHAPE, num_classes=CLASSES, seed=7)
-    oracle.compile(
-        keras.optimizers.Adam(1e-2),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    found = train(strategy, split, state, loop, num_steps=10)
-    order = ExampleStream(num_examples=200, seed=7).indices(0, 10 * BATCH)
+def train_with_keras(split, model, optimizer, loss, *, num_steps):
+    """The same steps as `train`, by Keras; returns the losses, penalties included."""
+    oracle = create_model(model, image_shape=SHAPE, num_classes=CLASSES, seed=7)
+    oracle.compile(optimizer, loss)
+    order = ExampleStream(num_examples=200, seed=7).indices(0, num_steps * BATCH)
     losses = []
-    for i in order.reshape(10, BATCH):
+    for i in order.reshape(num_steps, BATCH):
         oracle.reset_metrics()  # else some versions of Keras give the mean so far
         images = split.images[i] / np.float32(255)
         losses.append(oracle.train_on_batch(images, split.labels[i]))
-    for variable in oracle.trainable_variables:
+    return oracle, losses
+
+
+def assert_same_weights(found, oracle, *, rtol=1e-4, atol=1e-5):
+    for variable in oracle.variables:
+        name = f"model/{variable.path.removeprefix(f'{oracle.name}/')}"
         np.testing.assert_allclose(
-            found[f"model/{variable.path.removeprefix('mlp/')}"],
-            variable.numpy(),
-            rtol=1e-4,
-            atol=1e-5,
+            found[name], variable.numpy(), err_msg=name, rtol=rtol, atol=atol
         )
+
+
+def test_training_equals_keras_on_one_device(create_strategy, split):
+    strategy = create_strategy(1)
+    state, loop = build(strategy, model="mlp")
+    found = train(strategy, split, state, loop, num_steps=10)
+    oracle, losses = train_with_keras(
+        split,
+        "mlp",
+        keras.optimizers.Adam(1e-2),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        num_steps=10,
+    )
+    assert_same_weights(found, oracle)
     np.testing.assert_allclose(
         found["sums/loss"] / found["sums/examples"], np.mean(losses), rtol=1e-5
     )
+
+
+def test_smoothed_labels_are_those_of_keras(create_strategy, split):
+    one = create_strategy(1)
+    found = train(one, split, *build(one, model="mlp", label_smoothing=0.1))
+    smoothed = keras.losses.CategoricalCrossentropy(
+        from_logits=True, label_smoothing=0.1
+    )
+    oracle, losses = train_with_keras(
+        split,
+        "mlp",
+        keras.optimizers.Adam(1e-2),
+        lambda labels, logits: smoothed(
+            tf.one_hot(tf.cast(labels, tf.int32), CLASSES), logits
+        ),
+        num_steps=6,
+    )
+    assert_same_weights(found, oracle)
+    np.testing.assert_allclose(
+        found["sums/loss"] / found["sums/examples"], np.mean(losses), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_gradients_are_clipped_together_as_by_keras(replicas, create_strategy, split):
+    limit = 0.05
+    strategy = create_strategy(replicas)
+    options = {"model": "mlp", "optimizer": "sgd"}
+    free = train(strategy, split, *build(strategy, **options))
+    clipped = build(strategy, clip_global_norm=limit, **options)
+    found = train(strategy, split, *clipped)
+    oracle, _ = train_with_keras(
+        split,
+        "mlp",
+        keras.optimizers.SGD(1e-2, momentum=0.9, global_clipnorm=limit),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        num_steps=6,
+    )
+    assert_same_weights(found, oracle)
+    name = "model/dense_layer_2/kernel"
+    assert np.max(np.abs(found[name] - free[name])) > 1e-3
+
+
+def test_average_of_the_weights_is_short_at_first(create_strategy, split):
+    one = create_strategy(1)
+    state, loop = build(one, model="mlp", ema_decay=0.2)
+    before = state.to_arrays()
+    names = [n.removeprefix("model/") for n in before if n.startswith("model/")]
+    expected = {name: before[f"model/{name}"] for name in names}
+    for step in range(3):
+        found = train(one, split, state, loop, num_steps=1, first=step)
+        decay = min(0.2, (1 + step) / (10 + step))  # 1/10, 2/11, 0.2
+        for name in names:
+            new = (1 - decay) * found[f"model/{name}"]
+            expected[name] = decay * expected[name] + new
+            np.testing.assert_allclose(
+                found[f"ema/{name}"], expected[name], rtol=1e-5, atol=1e-7
+            )
+
+
+def test_loss_scale_doubles_after_its_period_and_halves_at_once(create_strategy, split):
+    one = create_strategy(1)
+    state, loop = build(one, model="mlp", dtype="float16")
+    state.loss_scale.assign([8.0, LOSS_SCALE_PERIOD - 2])
+    for step, expected in enumerate([[8.0, LOSS_SCALE_PERIOD - 1], [16.0, 0.0]]):
+        found = train(one, split, state, loop, num_steps=1, first=step)
+        assert found["loss_scale"].tolist() == expected
+    state.parameters[0].assign(np.full(state.parameters[0].shape, np.inf))
+    for step, expected in enumerate([[8.0, 0.0], [4.0, 0.0]]):
+        found = train(one, split, state, loop, num_steps=1, first=step)
+        assert found["loss_scale"].tolist() == expected
+
+
+@pytest.mark.parametrize("use_xla", [False, True])
+def test_penalties_of_the_model_count_as_in_keras(use_xla, create_strategy, split):
+    name = "custom_models:create_penalized"
+    one, two = create_strategy(1), create_strategy(2)
+    found = train(one, split, *build(one, model=name, optimizer="sgd", use_xla=use_xla))
+    oracle, _ = train_with_keras(
+        split,
+        name,
+        keras.optimizers.SGD(1e-2, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        num_steps=6,
+    )
+    assert_same_weights(found, oracle)
+    if not use_xla:
+        on_two = train(two, split, *build(two, model=name, optimizer="sgd"))
+        assert_same_weights(on_two, oracle)
 
 
 def test_split_run_streamed_run_and_xla_run_are_the_same_run(create_strategy, split):
@@ -257,32 +365,14 @@ def test_bfloat16_computes_in_it_and_keeps_float32(replicas, create_strategy, sp
 
 
 def test_dropout_masks_differ_between_examples_and_replicas(create_strategy):
-    seen = []
-
-    def create_spy(*, image_shape, num_classes):
-        class Spy(keras.layers.Layer):
-            def call(self, x):
-                tf.numpy_function(lambda a: seen.append(a.copy()), [x], [])
-                return x
-
-        return keras.Sequential(
-            [
-                keras.Input(image_shape),
-                keras.layers.Flatten(),
-                keras.layers.Dropout(0.5),
-                Spy(),
-                keras.layers.Dense(num_classes),
-            ]
-        )
-
-    globals()["create_spy"] = create_spy
+    custom_models.SPIED.clear()
     two = create_strategy(2)
-    state, loop = build(two, model=f"{__name__}:create_spy")
+    state, loop = build(two, model="custom_models:create_spied", dropout=0.5)
     white = Split(
         "train", np.full((200, *SHAPE), 255, np.uint8), np.zeros(200, np.int32)
     )
     train(two, white, state, loop, num_steps=1)
-    masks = np.concatenate(seen)
+    masks = np.concatenate(custom_models.SPIED)
     assert masks.shape == (BATCH, 144)
     assert len(np.unique(masks, axis=0)) == BATCH
     assert set(np.unique(masks)) == {0.0, 2.0}
@@ -311,6 +401,44 @@ def test_step_that_is_not_finite_on_one_replica_is_skipped_on_all(
     if dtype == "float16":
         scales = two.experimental_local_results(state.loss_scale)
         assert [list(s.numpy()) for s in scales] == [[2.0**14, 0.0]] * 2
+
+
+def choose_xla(choice, name, strategy):
+    with strategy.scope():
+        model = create_model(name, image_shape=SHAPE, num_classes=CLASSES, seed=7)
+    return should_compile(choice, model, strategy, image_shape=SHAPE)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("mlp", True), ("cnn", False), ("custom_models:Subclassed", True)],
+)
+def test_xla_is_chosen_where_it_pays(name, expected, replicas, create_strategy):
+    strategy = create_strategy(replicas)
+    assert choose_xla("auto", name, strategy) is expected
+    assert choose_xla("on", name, strategy)
+    assert not choose_xla("off", name, strategy)
+
+
+@pytest.mark.parametrize(
+    ("name", "replicas", "reason"),
+    [
+        ("custom_models:create_zooming", 1, "it has no ImageProjectiveTransformV3"),
+        ("custom_models:create_zooming", 2, "it has no ImageProjectiveTransformV3"),
+        ("custom_models:create_penalized", 2, "a layer synchronizes replicas"),
+    ],
+)
+def test_xla_is_off_where_it_cannot_compile_the_model(
+    name, replicas, reason, create_strategy, split, caplog
+):
+    strategy = create_strategy(replicas)
+    use_xla = choose_xla("auto", name, strategy)
+    assert not use_xla
+    assert reason in caplog.text
+    train(strategy, split, *build(strategy, model=name, use_xla=use_xla))
+    with pytest.raises(InputError, match=f"--enable_xla: found on, .*{reason}"):
+        choose_xla("on", name, strategy)
 
 
 def test_global_batch_that_replicas_cannot_share_is_refused(create_strategy):

@@ -27,9 +27,10 @@ with program.quiet_imports():
     import tensorflow as tf
 
     from mnist_dist.data import ExampleStream, load_dataset
+    from mnist_dist.losses import cross_entropy
     from mnist_dist.models import create_model
     from mnist_dist.optimizers import create_schedule, create_update_rule
-    from mnist_dist.steps import create_train_loop, cross_entropy, should_compile
+    from mnist_dist.steps import create_train_loop, should_compile
     from mnist_dist.train_state import TrainState
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
@@ -162,7 +163,12 @@ def compare(name: str, *, batch: int, steps: int, rounds: int) -> bool:
     order = stream.indices(0, steps * batch)
     images, labels = dataset.train.images[order], dataset.train.labels[order]
     arguments = (name, images, labels, batch)
-    use_xla = should_compile("auto", create_keras_model(name), create_strategy())
+    use_xla = should_compile(
+        "auto",
+        create_keras_model(name),
+        create_strategy(),
+        image_shape=dataset.image_shape,
+    )
     with_xla = ", XLA" if use_xla else ""
     peers = {
         "mnist_dist": ours(*arguments, use_xla=use_xla),

@@ -60,7 +60,7 @@ def create_run(
         model = create_model(name, image_shape=(28, 28, 1), num_classes=10, seed=SEED)
         state = TrainState(model, slot_names=rule.slots, with_ema=ema_decay > 0)
     schedule = create_schedule("constant", learning_rate=1e-3, total_steps=1)
-    use_xla = should_compile("auto", model, strategy)
+    use_xla = should_compile("auto", model, strategy, image_shape=(28, 28, 1))
     epoch = round(len(dataset.train.labels) / batch)
     run = TrainingRun(
         model_dir=model_dir,

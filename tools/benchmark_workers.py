@@ -36,9 +36,10 @@ def time_ours() -> dict[str, float]:
         import tensorflow as tf
 
         from mnist_dist.distribution import create_strategy
+        from mnist_dist.losses import cross_entropy
         from mnist_dist.models import create_model
         from mnist_dist.optimizers import create_schedule, create_update_rule
-        from mnist_dist.steps import create_train_loop, cross_entropy
+        from mnist_dist.steps import create_train_loop
         from mnist_dist.train_state import TrainState
         from mnist_dist.workers.cluster import Cluster
     dataset = load_dataset()

@@ -26,8 +26,8 @@ from mnist_dist.exports.verification import (
     inference_logits,
     noise_images,
 )
+from mnist_dist.models import normalize
 from mnist_dist.run_config import RunConfig
-from mnist_dist.steps import normalize
 from mnist_dist.train_state import TrainState
 
 _NUM_VERIFIED_IMAGES = 64

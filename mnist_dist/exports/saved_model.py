@@ -21,8 +21,8 @@ from mnist_dist.exports.verification import (
     noise_images,
 )
 from mnist_dist.exports.warmup_requests import save_warmup_requests
+from mnist_dist.models import normalize
 from mnist_dist.run_config import RunConfig
-from mnist_dist.steps import normalize
 from mnist_dist.train_state import TrainState, weight_path
 
 SIGNATURES = ("serving_default", "serving_float", "serving_png")
