@@ -90,10 +90,9 @@ def settings_table(values: Mapping[str, object]) -> str:
 
 def model_table(state: TrainState) -> str:
     """Returns the model's weights as a Markdown table."""
-    weights = state.keras_parameters + state.keras_statistics
     rows = [
         f"| {weight_path(state.model, v)} | {tuple(v.shape)} | {np.prod(v.shape):,.0f} |"
-        for v in weights
+        for v in state.keras_weights
     ]
     return "\n".join(["| weight | shape | values |", "|---|---|---|", *rows])
 

@@ -5,16 +5,13 @@ all-reduce of what the replicas add up; after it each applies the same update to
 own copy of the variables, so they stay equal to the last bit.
 """
 
-import re
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import keras
 import tensorflow as tf
-from absl import logging
 
 from mnist_dist.augmentation import augment
-from mnist_dist.distribution import device_type
 from mnist_dist.errors import InputError
 from mnist_dist.losses import cross_entropy, is_correct
 from mnist_dist.models import normalize
@@ -129,10 +126,10 @@ def create_train_loop(
         images = normalize(images)
         if with_augmentation:
             images = augment(images, first_position, seed=seed)
-        variables = state.keras_parameters + state.keras_statistics
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(parameters)
-            mapping = list(zip(variables, parameters + statistics, strict=True))
+            values = parameters + statistics
+            mapping = list(zip(state.keras_weights, values, strict=True))
             with (
                 keras.StatelessScope(mapping, collect_losses=True) as scope,
                 at_position(first_position, num_examples=per_replica_batch),
@@ -294,7 +291,6 @@ def create_evaluate_loop(
       [batches, replicas, per-replica batch] where -1 is padding. Gives float64
       sums of `loss`, `correct` and `examples` over every index that is not padding.
     """
-    variables = state.keras_parameters + state.keras_statistics
 
     def replica_evaluate(
         images: tf.Tensor, labels: tf.Tensor, indices: tf.Tensor
@@ -308,7 +304,7 @@ def create_evaluate_loop(
             is_example = index >= 0
             index = tf.maximum(index, 0)
             batch = normalize(gather_images(images, index))
-            mapping = zip(variables, weights, strict=True)
+            mapping = zip(state.keras_weights, weights, strict=True)
             with keras.StatelessScope(list(mapping)):
                 logits = state.model(batch, training=False)
             logits = tf.cast(logits, tf.float32)
@@ -359,102 +355,6 @@ def gather_images(images: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     """Gathers images [n, height, width, channels] as rows: XLA is slow at blocks."""
     rows = tf.gather(tf.reshape(images, [images.shape[0], -1]), indices)
     return tf.reshape(rows, [indices.shape[0], *images.shape[1:]])
-
-
-def should_compile(
-    choice: str,
-    model: keras.Model,
-    strategy: tf.distribute.Strategy,
-    *,
-    image_shape: tuple[int, int, int],
-) -> bool:
-    """Whether XLA compiles the loops.
-
-    Args:
-      choice: `on`, `off`, or `auto`: where XLA can compile the model and makes it
-        faster, which it does not where a CPU convolves or pools.
-      model: what they compute.
-      strategy: on what.
-      image_shape: height, width, channels.
-
-    Raises:
-      InputError: `on`, and XLA cannot compile the model.
-    """
-    if choice == "off":
-        return False
-    device = device_type(strategy)
-    passes, specs = _trace_passes(model, image_shape)
-    if choice == "auto" and device == "CPU" and _is_slow_on_cpu(passes, specs):
-        return False
-    obstacle = _obstacle_to_xla(passes, specs, device)
-    if strategy.num_replicas_in_sync > 1 and any(
-        getattr(layer, "synchronized", False) for layer in model._flatten_layers()
-    ):
-        obstacle = "a layer synchronizes replicas inside the step"
-    if obstacle and choice == "on":
-        raise InputError(
-            f"--enable_xla: found on, but XLA cannot compile {model.name!r}: "
-            f"{obstacle}; expected auto or off"
-        )
-    if obstacle:
-        logging.warning("XLA is off: it cannot compile %r: %s", model.name, obstacle)
-    return not obstacle
-
-
-def _trace_passes(
-    model: keras.Model, image_shape: tuple[int, int, int]
-) -> tuple[tf.types.experimental.PolymorphicFunction, list[tf.TensorSpec]]:
-    """The passes that the loops make, as a function of images and all variables."""
-    trained = model.trainable_variables
-    ids = {id(v) for v in trained}
-    variables = trained + [v for v in model.variables if id(v) not in ids]
-
-    @tf.function(jit_compile=True, autograph=False)
-    def passes(images: tf.Tensor, *values: tf.Tensor) -> list[tf.Tensor]:
-        mapping = list(zip(variables, values, strict=True))
-        parameters = values[: len(trained)]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(parameters)
-            with keras.StatelessScope(mapping, collect_losses=True) as scope:
-                trained_logits = model(images, training=True)
-            sums = [tf.reduce_sum(x) for x in [trained_logits, *scope.losses]]
-            loss = tf.add_n([tf.cast(x, tf.float32) for x in sums])
-        with keras.StatelessScope(mapping):
-            logits = model(images, training=False)
-        return [*tape.gradient(loss, parameters), logits]
-
-    # Two images: one could be taken for none, as by tf.squeeze.
-    specs = [tf.TensorSpec((2, *image_shape), tf.float32)]
-    specs += [tf.TensorSpec(v.shape, v.dtype) for v in variables]
-    passes.get_concrete_function(*specs)
-    return passes, specs
-
-
-def _is_slow_on_cpu(
-    passes: tf.types.experimental.PolymorphicFunction, specs: list[tf.TensorSpec]
-) -> bool:
-    graph = passes.get_concrete_function(*specs).graph.as_graph_def()
-    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
-    return any("Conv" in node.op or "Pool" in node.op for node in nodes)
-
-
-def _obstacle_to_xla(
-    passes: tf.types.experimental.PolymorphicFunction,
-    specs: list[tf.TensorSpec],
-    device: str,
-) -> str | None:
-    """Why XLA cannot compile the passes for a device, or None if it can.
-
-    XLA says so when it translates them, a tenth of a second before it would compile.
-    """
-    try:
-        passes.experimental_get_compiler_ir(*specs)(stage="hlo", platform_name=device)
-    except (ValueError, tf.errors.OpError) as error:
-        missing = sorted(set(re.findall(r"(\w+) \(No registered", str(error))))
-        if missing:
-            return f"it has no {' and no '.join(missing)}"
-        return str(error).partition("\n")[0]
-    return None
 
 
 def _as_it_is(function: Callable) -> Callable:

@@ -61,6 +61,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
     """Runs the whole job; returns the exit code."""
     with program.quiet_imports():
         from mnist_dist import (
+            compilation,
             data,
             distribution,
             models,
@@ -113,7 +114,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         )
 
     # 3. How: the functions that keep a device busy, and the host beside them.
-    use_xla = steps.should_compile(
+    use_xla = compilation.should_compile(
         FLAGS.enable_xla, model, strategy, image_shape=dataset.image_shape
     )
     run = TrainingRun(

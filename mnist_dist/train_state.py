@@ -20,6 +20,8 @@ class TrainState:
 
     Attributes:
       model: the Keras model, whose layers compute with `parameters`.
+      keras_parameters, keras_statistics: the Keras variables of the next two.
+      keras_weights: both, in the order of `inference_weights()`.
       parameters: the trained variables, float32.
       statistics: variables that the forward pass moves, as batch normalisation's,
         then those of frozen layers, which nothing changes.
@@ -49,6 +51,7 @@ class TrainState:
             (v for v in model.non_trainable_variables if id(v) not in seeds),
             key=lambda v: id(v) in frozen,
         )
+        self.keras_weights = self.keras_parameters + self.keras_statistics
         self.num_moving = sum(id(v) not in frozen for v in self.keras_statistics)
         self.parameters = [v.value for v in self.keras_parameters]
         self.statistics = [v.value for v in self.keras_statistics]
@@ -69,8 +72,7 @@ class TrainState:
             "step": self.step,
             "nonfinite_streak": self.nonfinite_streak,
         }
-        keras_weights = self.keras_parameters + self.keras_statistics
-        paths = [weight_path(model, v) for v in keras_weights]
+        paths = [weight_path(model, v) for v in self.keras_weights]
         for path, variable in zip(paths, weights, strict=True):
             if f"model/{path}" in self._named:
                 raise InputError(f"--model: two weights are named {path!r}")
@@ -97,7 +99,10 @@ class TrainState:
         }
 
     def from_arrays(self, arrays: dict[str, np.ndarray]) -> None:
-        """Sets every variable that `arrays` names, on all replicas."""
+        """Sets every variable that `arrays` names, on all replicas; others stay.
+
+        Names that no variable has are ignored.
+        """
         for name, variable in self._named.items():
             if name in arrays:
                 variable.assign(arrays[name])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mnist_dist.compilation import should_compile
 from mnist_dist.data import ExampleStream, Split
 from mnist_dist.device_data import DeviceSplit
 from mnist_dist.errors import InputError
@@ -14,7 +15,6 @@ from mnist_dist.steps import (
     LOSS_SCALE_PERIOD,
     create_evaluate_loop,
     create_train_loop,
-    should_compile,
 )
 from mnist_dist.train_state import TrainState
 

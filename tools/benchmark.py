@@ -26,11 +26,12 @@ with program.quiet_imports():
     import numpy as np
     import tensorflow as tf
 
+    from mnist_dist.compilation import should_compile
     from mnist_dist.data import ExampleStream, load_dataset
     from mnist_dist.losses import cross_entropy
     from mnist_dist.models import create_model
     from mnist_dist.optimizers import create_schedule, create_update_rule
-    from mnist_dist.steps import create_train_loop, should_compile
+    from mnist_dist.steps import create_train_loop
     from mnist_dist.train_state import TrainState
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)

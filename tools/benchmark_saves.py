@@ -25,6 +25,7 @@ with program.quiet_imports():
     import tensorflow as tf
 
     from mnist_dist.checkpoints import list_checkpoints
+    from mnist_dist.compilation import should_compile
     from mnist_dist.data import Dataset, load_dataset
     from mnist_dist.models import create_model
     from mnist_dist.optimizers import create_schedule, create_update_rule
@@ -34,7 +35,6 @@ with program.quiet_imports():
     from mnist_dist.steps import (
         create_evaluate_loop,
         create_train_loop,
-        should_compile,
     )
     from mnist_dist.train_state import TrainState
     from mnist_dist.training import TrainingRun

@@ -169,10 +169,9 @@ def _list_files(path: str) -> tuple[str, list[str]]:
 
 def _weights_checksum(state: TrainState) -> str:
     """SHA-256 (hex) of the inference weights: names, shapes, dtypes and values."""
-    keras_weights = state.keras_parameters + state.keras_statistics
     weights = {
         weight_path(state.model, k): v.numpy()
-        for k, v in zip(keras_weights, state.inference_weights(), strict=True)
+        for k, v in zip(state.keras_weights, state.inference_weights(), strict=True)
     }
     digest = hashlib.sha256()
     for name in sorted(weights):

@@ -125,9 +125,8 @@ def create_serving_module(
       A module with a function for each of `SIGNATURES`.
     """
     model = state.model
-    keras_weights = state.keras_parameters + state.keras_statistics
     copies = [tf.Variable(v.numpy()) for v in state.inference_weights()]
-    mapping = list(zip(keras_weights, copies, strict=True))
+    mapping = list(zip(state.keras_weights, copies, strict=True))
     height, width, channels = image_shape
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:

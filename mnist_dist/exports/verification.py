@@ -16,9 +16,8 @@ from mnist_dist.train_state import TrainState
 
 def inference_logits(state: TrainState, images: np.ndarray) -> np.ndarray:
     """Returns the float32 logits of uint8 images, by the inference weights."""
-    keras_weights = state.keras_parameters + state.keras_statistics
     weights = [tf.constant(v.numpy()) for v in state.inference_weights()]
-    with keras.StatelessScope(list(zip(keras_weights, weights, strict=True))):
+    with keras.StatelessScope(list(zip(state.keras_weights, weights, strict=True))):
         logits = state.model(normalize(tf.constant(images)), training=False)
     return tf.cast(logits, tf.float32).numpy()
 
