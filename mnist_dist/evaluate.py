@@ -12,7 +12,8 @@ TensorBoard shows it beside the training's own curves:
 
 --watch ends with exit code 0 after the run's last checkpoint, with 1 when --timeout
 seconds brought no new one, and with 143 when a signal stopped it. Started again, it
-evaluates what it has not evaluated yet.
+evaluates what it has not evaluated yet. Another run, split, data set or kind of weights
+than what the directory holds needs another --summary_dir.
 """
 
 import dataclasses
@@ -317,17 +318,11 @@ def _save_summaries(
 
 def _watch(strategy: "tf.distribute.Strategy") -> int:
     """Evaluates each checkpoint of a run once; returns the exit code."""
-    from mnist_dist.checkpoints import list_checkpoints
     from mnist_dist.evaluations.checkpoint_watch import follow_checkpoints
-    from mnist_dist.evaluations.evaluation_records import remove_records
     from mnist_dist.preemption import StopRequest
-    from mnist_dist.run_directory import checkpoint_dirs, watch_dir
+    from mnist_dist.run_directory import watch_dir
 
-    directory = FLAGS.summary_dir or watch_dir(FLAGS.model_dir)
-    steps = [s for d in checkpoint_dirs(FLAGS.model_dir) for s in list_checkpoints(d)]
-    if steps:  # what is later than all is of a run that was sent back since
-        remove_records(directory, first_step=max(steps) + 1)
-    watcher = _Watcher(strategy, directory)
+    watcher = _Watcher(strategy, FLAGS.summary_dir or watch_dir(FLAGS.model_dir))
     stop = StopRequest()
     stop.listen()
     end = follow_checkpoints(
@@ -357,24 +352,17 @@ class _Watcher:
         self._strategy = strategy
         self._directory = directory
         self._config: RunConfig | None = None
+        self._known: set[int] = set()  # steps whose records are of this kind
 
     def visit(self, found: "NewCheckpoint") -> None:
-        """Evaluates a checkpoint, unless that is already on record."""
+        """Evaluates a checkpoint, unless that is already on record.
+
+        Raises:
+          InputError: other records than of this run, split, data set and kind of
+            weights are in the directory; they stay as they are.
+        """
         from mnist_dist import trained_model
         from mnist_dist.evaluations import evaluation_records
-
-        evaluated = {
-            "written": found.written,
-            "split": FLAGS.split,
-            "data_dir": FLAGS.data_dir,
-            "use_ema": FLAGS.use_ema,
-        }
-        record = evaluation_records.load_record(self._directory, found.step)
-        if record is not None:
-            if record.get("evaluated") == evaluated:
-                return
-            # The run was sent back to before this step, and came here again.
-            evaluation_records.remove_records(self._directory, first_step=found.step)
 
         is_first = found.config != self._config
         if is_first:
@@ -393,12 +381,25 @@ class _Watcher:
         if is_first:
             self._model = _create_model(self._strategy, trained)
             self._split, self._about_data = _load_split([self._model])
+        evaluated = {"written": found.written, "run": self._describe_run()}
+        record = {"name": found.prefix, "step": found.step, "evaluated": evaluated}
+        record |= {"moving_average": trained.uses_ema, "data": self._about_data}
+        self._known |= evaluation_records.check_records(
+            self._directory, record, known=self._known
+        )
+        if is_first:
+            self._remove_later()
+        before = evaluation_records.load_record(self._directory, found.step)
+        if before is not None:
+            if before["evaluated"]["written"] == found.written:
+                return
+            # The run was sent back to before this step, and came here again.
+            evaluation_records.remove_records(self._directory, first_step=found.step)
+
         (report,), _ = _create_reports([self._model], self._split)
         evaluation_records.save_summaries(
             self._directory, found.step, report, images=self._split.images
         )
-        record = {"name": found.prefix, "step": found.step, "evaluated": evaluated}
-        record |= {"moving_average": trained.uses_ema, "data": self._about_data}
         record |= classification_report.to_json(report)
         evaluation_records.save_record(self._directory, found.step, record)
         if FLAGS.format == "json":
@@ -406,6 +407,28 @@ class _Watcher:
         else:
             summary = classification_report.format_summary(report)
             print(f"step {found.step:,}  {summary}", flush=True)
+
+    def _describe_run(self) -> str:
+        """Returns where the run lies: seen from the records, which may move with it."""
+        from mnist_dist.durable_files import is_local
+
+        if not is_local(FLAGS.model_dir):
+            return FLAGS.model_dir
+        path = os.path.realpath(FLAGS.model_dir)
+        if not is_local(self._directory):
+            return path
+        return os.path.relpath(path, os.path.realpath(self._directory))
+
+    def _remove_later(self) -> None:
+        """Removes what is later than all checkpoints: the run was sent back since."""
+        from mnist_dist.checkpoints import list_checkpoints
+        from mnist_dist.evaluations.evaluation_records import remove_records
+        from mnist_dist.run_directory import checkpoint_dirs
+
+        directories = checkpoint_dirs(FLAGS.model_dir)
+        steps = [step for d in directories for step in list_checkpoints(d)]
+        if steps:
+            remove_records(self._directory, first_step=max(steps) + 1)
 
 
 def _check_flags() -> None:

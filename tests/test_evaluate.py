@@ -152,6 +152,37 @@ def test_watch_evaluates_each_checkpoint_once_also_after_a_restart(
     assert not (directory / "ckpt-3.json").exists()
 
 
+def test_watch_never_mixes_or_removes_evaluations_of_another_kind(
+    run, fork_server, tmp_path
+):
+    for name in ("a", "b"):
+        shutil.copytree(run / "run", tmp_path / name)
+    directory = tmp_path / "a" / "eval_watch"
+    flags = [f"--model_dir={tmp_path}/a", "--watch", "--timeout=0"]
+    assert evaluate(fork_server, *flags) != ""
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    other_data = save_data_set(tmp_path / "data", seed=1)
+    (tmp_path / "b" / "checkpoints" / "ckpt-3.index").unlink()
+    for more, named in (
+        (["--split=train"], "of the split test, expected the split train;"),
+        (["--nouse_ema"], "of the moving average, expected the weights themselves;"),
+        ([f"--data_dir={other_data}"], "of the data set with SHA-256 "),
+        (
+            [f"--model_dir={tmp_path}/b", f"--summary_dir={directory}"],
+            "of the run .., expected the run ../../b;",
+        ),
+    ):
+        process = fork_server.start("mnist_dist.evaluate", *flags, *more)
+        assert process.wait() == 2
+        assert f"{directory} has evaluations {named}" in process.stderr()
+        assert process.stderr().endswith("; give another --summary_dir\n")
+        assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
+    # The same data elsewhere are no other data; a run that moved is no other run.
+    (tmp_path / "a").rename(tmp_path / "moved")
+    same = [f"--model_dir={tmp_path}/moved", f"--data_dir={run}/data", "--use_ema"]
+    assert evaluate(fork_server, *flags, *same) == ""
+
+
 def test_watch_works_on_a_path_with_a_scheme(tmp_path):
     create_run(tmp_path / "run", steps=(1, 2))
     program = (

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from mnist_dist.durable_files import list_names, remove, replacing, reporting_errors
+from mnist_dist.errors import InputError
 from mnist_dist.evaluations.classification_report import (
     ClassificationReport,
     format_report,
@@ -50,9 +52,62 @@ def load_record(directory: str, step: int) -> dict[str, Any] | None:
     try:
         with tf.io.gfile.GFile(record_path(directory, step), "rb") as file:
             record = json.loads(file.read())
-    except (tf.errors.OpError, ValueError, RecursionError):
+        is_record = "written" in record["evaluated"] and "sha256" in record["data"]
+    except (tf.errors.OpError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None
+    return record if is_record else None
+
+
+def check_records(
+    directory: str, record: dict[str, Any], *, known: Collection[int] = ()
+) -> set[int]:
+    """Checks that the records in a directory and this one can form one curve.
+
+    Args:
+      directory: of the records.
+      record: one more; need not be complete yet.
+      known: steps whose records need no check.
+
+    Returns:
+      The steps of all records in the directory.
+
+    Raises:
+      InputError: one is of another run, split or data set, or of other weights.
+    """
+    expected = _kind(record)
+    steps = _list_records(directory)
+    for step in steps.difference(known):
+        other = load_record(directory, step)
+        found = expected if other is None else _kind(other)
+        # What an older version did not record is taken to be the same.
+        differ = [n for n in expected if found[n] not in (None, expected[n])]
+        if differ:
+            raise InputError(
+                f"--summary_dir: {directory} has evaluations of "
+                f"{', '.join(str(found[name]) for name in differ)}, expected "
+                f"{', '.join(str(expected[name]) for name in differ)}; give another "
+                "--summary_dir"
+            )
+    return steps
+
+
+def _kind(record: dict[str, Any]) -> dict[str, str | None]:
+    """Returns, in words, what all evaluations have in common that form one curve."""
+    run, data = record["evaluated"].get("run"), record["data"]
+    return {
+        "run": run and f"the run {run}",
+        "split": f"the split {data.get('split')}",
+        "data": f"the data set with SHA-256 {str(data['sha256'])[:12]}...",
+        "weights": "the moving average"
+        if record.get("moving_average")
+        else "the weights themselves",
+    }
+
+
+def _list_records(directory: str) -> set[int]:
+    """Returns the steps that have a JSON file."""
+    found = [re.fullmatch(r"ckpt-(\d+)\.json", name) for name in list_names(directory)]
+    return {int(match[1]) for match in found if match}
 
 
 def record_path(directory: str, step: int) -> str:
@@ -61,7 +116,11 @@ def record_path(directory: str, step: int) -> str:
 
 
 def remove_records(directory: str, *, first_step: int) -> None:
-    """Removes what is of this step or a later one."""
+    """Removes what is of this step or a later one.
+
+    Raises:
+      RunError: something cannot be removed.
+    """
     for name in list_names(directory):
         match = re.fullmatch(r"ckpt-(\d+)\.json|events\.out\.tfevents\.(\d+)\.v2", name)
         if match and int(match[1] or match[2]) >= first_step:
