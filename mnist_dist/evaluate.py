@@ -10,8 +10,11 @@ Each new checkpoint of a training that goes on, into MODEL_DIR/eval_watch, where
 TensorBoard shows it beside the training's own curves:
   python -m mnist_dist.evaluate --model_dir=runs/mnist --watch --num_gpus=0
 
---watch ends with exit code 0 after the run's last checkpoint, with 1 when --timeout
-seconds brought no new one, and with 143 when a signal stopped it. Started again, it
+--watch ends with exit code 0 after the run's last checkpoint, once no process writes to
+the run. If the last one was there from the start, it first waits 10 seconds for a training
+that makes the run longer, or starts it over; as the evaluator of TF_CONFIG, --timeout
+seconds. It ends with 1 when --timeout seconds brought no new checkpoint while more are to
+come, and with 143 when a signal stopped it. Started again, it
 evaluates what it has not evaluated yet. Another run, split, data set or kind of weights
 than what the directory holds needs another --summary_dir.
 """
@@ -30,6 +33,7 @@ from mnist_dist import program
 from mnist_dist.errors import EXIT_STOPPED, InputError
 from mnist_dist.evaluations import classification_report
 from mnist_dist.evaluations.classification_report import ClassificationReport
+from mnist_dist.workers.cluster import find_cluster
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -330,6 +334,7 @@ def _watch(strategy: "tf.distribute.Strategy") -> int:
         watcher.visit,
         is_stopped=lambda: stop.signal_name is not None,
         timeout=FLAGS.timeout,
+        is_with_training=_is_evaluator(),
     )
     if end == "stopped":
         print(f"stopped by {stop.signal_name}; the same command goes on", flush=True)
@@ -343,6 +348,12 @@ def _watch(strategy: "tf.distribute.Strategy") -> int:
         )
         return 1
     return 0
+
+
+def _is_evaluator() -> bool:
+    """Whether `train` became this, as `TF_CONFIG` says, and the workers are to come."""
+    tf_config = os.environ.get("TF_CONFIG", "")
+    return find_cluster({"TF_CONFIG": tf_config}).is_evaluator
 
 
 class _Watcher:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from run_factory import create_run, save_data_set
 
 from mnist_dist.data import load_dataset
+from mnist_dist.run_directory import open_for_writing
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_watch_evaluates_each_checkpoint_once_also_after_a_restart(
 ):
     model_dir = tmp_path / "run"
     shutil.copytree(run / "run", model_dir)
-    flags = [f"--model_dir={model_dir}", "--watch", "--timeout=60"]
+    flags = [f"--model_dir={model_dir}", "--watch", "--timeout=0"]
     output = evaluate(fork_server, *flags)
     assert [line.split()[1] for line in output.splitlines()] == ["1", "2", "3"]
     directory = model_dir / "eval_watch"
@@ -145,7 +146,7 @@ def test_watch_evaluates_each_checkpoint_once_also_after_a_restart(
     # The run goes back, and has not come any further yet.
     (model_dir / "checkpoints" / "ckpt-3.index").rename(tmp_path / "3.index")
     (model_dir / "checkpoints" / "ckpt-3.data-00000-of-00001").unlink()
-    watch = fork_server.start("mnist_dist.evaluate", *flags[:-1], "--timeout=0")
+    watch = fork_server.start("mnist_dist.evaluate", *flags)
     assert watch.wait() == 1
     assert watch.stdout() == ""
     assert [step for step, _ in scalars(directory)["loss"]] == [1, 2]
@@ -194,7 +195,7 @@ def test_watch_works_on_a_path_with_a_scheme(tmp_path):
         "    tf.io.gfile.makedirs(to)\n"
         "    for name in names:\n"
         "        tf.io.gfile.copy(f'{folder}/{name}', f'{to}/{name}')\n"
-        "evaluate.FLAGS(['evaluate', f'--model_dir={remote}', '--watch'])\n"
+        "evaluate.FLAGS(['evaluate', f'--model_dir={remote}', '--watch', '--timeout=0'])\n"
         "assert evaluate.main([]) == 0\n"
         "assert evaluate.main([]) == 0\n"
         "print(sorted(tf.io.gfile.listdir(f'{remote}/eval_watch')))\n"
@@ -227,6 +228,21 @@ def test_watch_follows_a_training_to_its_end(fork_server, tmp_path):
         expected = [(r["step"], r[tag]) for r in trained]
         np.testing.assert_allclose(found[tag], expected, rtol=1e-5)
     assert watch.stdout().splitlines()[-1].startswith("step 60 ")
+
+
+def test_watch_goes_on_with_a_finished_run_that_is_made_longer(fork_server, tmp_path):
+    data_dir = save_data_set(tmp_path / "data")
+    create_run(tmp_path / "run", data_dir=data_dir, steps=(1,))
+    with open_for_writing(str(tmp_path / "run")):  # the training has come
+        watch = fork_server.start(
+            "mnist_dist.evaluate", f"--model_dir={tmp_path}/run", "--watch"
+        )
+        watch.wait_for(tmp_path / "run" / "eval_watch" / "ckpt-1.json")
+        time.sleep(1)
+        create_run(tmp_path / "run", data_dir=data_dir, steps=(2,))
+        watch.wait_for(tmp_path / "run" / "eval_watch" / "ckpt-2.json", seconds=20)
+    assert watch.wait() == 0, watch.stderr()
+    assert [line.split()[1] for line in watch.stdout().splitlines()] == ["1", "2"]
 
 
 def test_watch_that_waits_in_vain_exits_1_and_a_stopped_one_143(fork_server, tmp_path):
