@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -181,11 +181,16 @@ def quiet_imports() -> Iterator[None]:
     """Keeps what TensorFlow's C++ prints on import from standard error.
 
     No setting silences what it says before its logging starts. If the import fails,
-    all that was said is shown.
+    all that was said is shown. Where there is no place to keep it, it is shown anyhow.
     """
+    try:
+        said = _open_scratch()
+    except OSError:
+        yield
+        return
     sys.stderr.flush()
     stderr = os.dup(2)
-    with tempfile.TemporaryFile() as said:
+    with said:
         os.dup2(said.fileno(), 2)
         try:
             yield
@@ -196,6 +201,13 @@ def quiet_imports() -> Iterator[None]:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def _open_scratch() -> IO[bytes]:
+    """Opens a file that nobody else sees: in memory if the system has such."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("stderr"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _leave(code: int) -> NoReturn:

@@ -166,3 +166,17 @@ def test_help_may_be_cut_short_by_its_reader():
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(timeout=60) in (0, 1)  # absl ends --help with 1
+
+
+@pytest.mark.parametrize("has_memory_files", [True, False])
+def test_imports_need_no_temporary_directory(has_memory_files):
+    program = (
+        "import os, sys, tempfile\nfrom mnist_dist import program\n"
+        "tempfile.tempdir = '/nothing'\n"
+        f"if not {has_memory_files}:\n    del os.memfd_create\n"
+        "with program.quiet_imports():\n    os.write(2, b'said\\n')\n"
+        "with program.quiet_imports():\n    raise ImportError('why')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE)
+    assert result.stderr.startswith(b"Traceback" if has_memory_files else b"said\n")
+    assert result.stderr.endswith(b"ImportError: why\n")
