@@ -41,7 +41,10 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_bool("overwrite", False, "Replace another model of the same name.")
 flags.DEFINE_string(
-    "data_dir", None, "Data set for the accuracy on the model card. Default: the run's."
+    "data_dir",
+    None,
+    "Data set whose test images give the accuracy on the model card. Default: what the "
+    "run was evaluated on.",
 )
 
 FLAGS = flags.FLAGS
@@ -67,9 +70,10 @@ def main(argv: Sequence[str]) -> int:
     )
     config = trained.config
     checksum = None
+    has_validation = bool(config.validation_examples) and not FLAGS.data_dir
     try:
         split, dataset = load_split(
-            "validation" if config.validation_examples else "test",
+            "validation" if has_validation else "test",
             data_dir=FLAGS.data_dir or config.data_dir,
             validation_examples=config.validation_examples,
             image_shape=config.image_shape,
