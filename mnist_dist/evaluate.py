@@ -189,7 +189,7 @@ def _load_saved_model(directory: str) -> _Model:
     path = find_saved_model(directory)
     card = load_model_card(path) or {}
     classifier = load_classifier(path)
-    data = card.get("data", {})
+    data = card.get("data") or {}
     return _Model(
         about={
             "name": path,
@@ -201,7 +201,7 @@ def _load_saved_model(directory: str) -> _Model:
         num_classes=classifier.num_classes,
         data_dir=data.get("data_dir"),
         data_checksum=data.get("sha256"),
-        validation_examples=data.get("validation_examples", 0),
+        validation_examples=data.get("validation_examples") or 0,
     )
 
 

@@ -263,6 +263,13 @@ def test_watch_that_waits_in_vain_exits_1_and_a_stopped_one_143(fork_server, tmp
     assert "stopped by SIGTERM" in watch.stdout()
 
 
+def test_card_may_not_know_the_data(run, fork_server, tmp_path):
+    path = shutil.copytree(run / "export1" / "1", tmp_path / "model")
+    card = json.loads((path / "model_card.json").read_text())
+    (path / "model_card.json").write_text(json.dumps(card | {"data": None}))
+    evaluate(fork_server, f"--export_dir={path}", f"--data_dir={run}/data")
+
+
 @pytest.mark.parametrize("has_card", [True, False])
 @pytest.mark.parametrize("damage", ["no variables", "truncated", "no serving_default"])
 def test_damaged_saved_model_exits_2_with_one_line(
