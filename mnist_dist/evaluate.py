@@ -19,6 +19,8 @@ evaluates what it has not evaluated yet. Another run, split, data set or kind of
 than what the directory holds needs another --summary_dir.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import os
@@ -26,20 +28,20 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from absl import flags
 
 from mnist_dist import program
 from mnist_dist.errors import EXIT_STOPPED, InputError
-from mnist_dist.evaluations import classification_report
-from mnist_dist.evaluations.classification_report import ClassificationReport
+from mnist_dist.preemption import StopRequest
 from mnist_dist.workers.cluster import find_cluster
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # NumPy too starts threads, which would not wait for a StopRequest
+    import numpy as np
     import tensorflow as tf
 
     from mnist_dist.data import Split
     from mnist_dist.evaluations.checkpoint_watch import NewCheckpoint
+    from mnist_dist.evaluations.classification_report import ClassificationReport
     from mnist_dist.run_config import RunConfig
     from mnist_dist.trained_model import TrainedModel
 
@@ -124,6 +126,7 @@ def main(argv: Sequence[str]) -> int:
     """Evaluates what the flags say; returns the exit code."""
     del argv
     _check_flags()
+    stop = StopRequest() if FLAGS.watch else None  # before the imports start threads
     with program.quiet_imports():
         from mnist_dist import distribution, run_directory
 
@@ -134,8 +137,8 @@ def main(argv: Sequence[str]) -> int:
         num_gpus=FLAGS.num_gpus,
         logical_cpus=FLAGS.logical_cpus,
     )
-    if FLAGS.watch:
-        return _watch(strategy)
+    if stop:
+        return _watch(strategy, stop)
     if FLAGS.export_dir:
         models = [_load_saved_model(directory) for directory in FLAGS.export_dir]
     else:
@@ -151,7 +154,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _load_checkpoint(strategy: "tf.distribute.Strategy") -> _Model:
+def _load_checkpoint(strategy: tf.distribute.Strategy) -> _Model:
     from mnist_dist.trained_model import load_trained_model
 
     with strategy.scope():
@@ -161,9 +164,7 @@ def _load_checkpoint(strategy: "tf.distribute.Strategy") -> _Model:
     return _create_model(strategy, trained)
 
 
-def _create_model(
-    strategy: "tf.distribute.Strategy", trained: "TrainedModel"
-) -> _Model:
+def _create_model(strategy: tf.distribute.Strategy, trained: TrainedModel) -> _Model:
     from mnist_dist.evaluation import create_logits_function
 
     config = trained.config
@@ -205,7 +206,7 @@ def _load_saved_model(directory: str) -> _Model:
     )
 
 
-def _load_split(models: list[_Model]) -> tuple["Split", dict[str, Any]]:
+def _load_split(models: list[_Model]) -> tuple[Split, dict[str, Any]]:
     """Loads what all the models are evaluated on, and what the results say of it."""
     from mnist_dist.evaluation import load_split
     from mnist_dist.trained_model import warn_of_other_data
@@ -243,17 +244,20 @@ def _load_split(models: list[_Model]) -> tuple["Split", dict[str, Any]]:
 
 
 def _create_reports(
-    models: list[_Model], split: "Split"
+    models: list[_Model], split: Split
 ) -> tuple[list[ClassificationReport], ClassificationReport | None]:
     """Evaluates each model and, of several, the average of their probabilities."""
     from mnist_dist.evaluation import predict_split
+    from mnist_dist.evaluations.classification_report import (
+        create_classification_report,
+    )
 
     num_classes = models[0].num_classes
     each, together = predict_split(
         [model.logits for model in models], split, num_classes=num_classes
     )
     reports = [
-        classification_report.create_classification_report(
+        create_classification_report(
             split.labels,
             classes=predictions.classes,
             confidences=predictions.confidences,
@@ -271,6 +275,8 @@ def _print_json(
     ensemble: ClassificationReport | None,
     about_data: dict[str, Any],
 ) -> None:
+    from mnist_dist.evaluations import classification_report
+
     result: dict[str, Any] = {
         "data": about_data,
         "models": [
@@ -289,6 +295,8 @@ def _print_tables(
     ensemble: ClassificationReport | None,
     about_data: dict[str, Any],
 ) -> None:
+    from mnist_dist.evaluations import classification_report
+
     print(f"data      {about_data['source']}, {about_data['split']} images")
     for model, report in zip(models, reports, strict=True):
         average = ", moving average" if model.about["moving_average"] else ""
@@ -305,7 +313,7 @@ def _save_summaries(
     models: list[_Model],
     reports: list[ClassificationReport],
     ensemble: ClassificationReport | None,
-    split: "Split",
+    split: Split,
 ) -> None:
     from mnist_dist.evaluations.evaluation_records import save_summaries
 
@@ -320,14 +328,12 @@ def _save_summaries(
     save(os.path.join(FLAGS.summary_dir, "ensemble"), max(steps), ensemble)
 
 
-def _watch(strategy: "tf.distribute.Strategy") -> int:
+def _watch(strategy: tf.distribute.Strategy, stop: StopRequest) -> int:
     """Evaluates each checkpoint of a run once; returns the exit code."""
     from mnist_dist.evaluations.checkpoint_watch import follow_checkpoints
-    from mnist_dist.preemption import StopRequest
     from mnist_dist.run_directory import watch_dir
 
     watcher = _Watcher(strategy, FLAGS.summary_dir or watch_dir(FLAGS.model_dir))
-    stop = StopRequest()
     stop.listen()
     end = follow_checkpoints(
         FLAGS.model_dir,
@@ -359,13 +365,13 @@ def _is_evaluator() -> bool:
 class _Watcher:
     """Evaluates checkpoints of one run, with one model for all of them."""
 
-    def __init__(self, strategy: "tf.distribute.Strategy", directory: str) -> None:
+    def __init__(self, strategy: tf.distribute.Strategy, directory: str) -> None:
         self._strategy = strategy
         self._directory = directory
         self._config: RunConfig | None = None
         self._known: set[int] = set()  # steps whose records are of this kind
 
-    def visit(self, found: "NewCheckpoint") -> None:
+    def visit(self, found: NewCheckpoint) -> None:
         """Evaluates a checkpoint, unless that is already on record.
 
         Raises:
@@ -373,7 +379,7 @@ class _Watcher:
             weights are in the directory; they stay as they are.
         """
         from mnist_dist import trained_model
-        from mnist_dist.evaluations import evaluation_records
+        from mnist_dist.evaluations import classification_report, evaluation_records
 
         is_first = found.config != self._config
         if is_first:

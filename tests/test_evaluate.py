@@ -263,6 +263,26 @@ def test_watch_that_waits_in_vain_exits_1_and_a_stopped_one_143(fork_server, tmp
     assert "stopped by SIGTERM" in watch.stdout()
 
 
+def test_watch_stopped_while_it_imports_stops_as_later(tmp_path):
+    program = (
+        "import os, signal\n"
+        "from mnist_dist import evaluate, program\n"
+        "imports = program.quiet_imports\n"
+        "def stopped_imports():\n"
+        "    os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    return imports()\n"
+        "program.quiet_imports = stopped_imports\n"
+        "program.run(evaluate.main)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, f"--model_dir={tmp_path}", "--watch"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 143, result.stderr
+    assert result.stdout.startswith("stopped by SIGUSR1;")
+
+
 def test_card_may_not_know_the_data(run, fork_server, tmp_path):
     path = shutil.copytree(run / "export1" / "1", tmp_path / "model")
     card = json.loads((path / "model_card.json").read_text())
