@@ -39,6 +39,7 @@ def run(
     every `RunError` one line, exit 1; every `PeerError` one line, exit 143. A standard
     output that takes no more, as on a full disk, ends it with one line, exit 1, unless
     it is to `outlive` that; without a word where its reader has seen enough, as `head`.
+    One that is closed is an error too, unless it is to outlive that.
 
     With `leaves_at_once` nothing is torn down at the end: a worker's TensorFlow takes
     seconds for that, and more if another worker is gone.
@@ -56,6 +57,10 @@ def run(
 
     def guarded(argv: list[str]) -> int | None:
         try:
+            if sys.stdout is None:
+                raise InputError(
+                    "standard output: found it closed, expected it for results"
+                )
             if len(argv) > 1 and not takes_arguments:
                 raise InputError(
                     f"unexpected argument {argv[1]!r}: flags begin with --"

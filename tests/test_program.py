@@ -97,6 +97,14 @@ def test_program_outlives_a_full_disk_and_closed_outputs(start, tmp_path, shell)
     assert int((tmp_path / "done").read_text()) > 2
 
 
+def test_program_whose_output_is_its_work_refuses_a_closed_one(start, is_done):
+    process = start(shell='"$@" >&-', env={"OUTLIVE": ""}, stderr=subprocess.PIPE)
+    _, errors = process.communicate(b"\n\n\n", timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith(b"-c: error: standard output: found it closed, expected")
+    assert not is_done()
+
+
 def test_ascii_output_has_signs_escaped(start):
     process = start(stdout=subprocess.PIPE, env={"PYTHONIOENCODING": "ascii"})
     output, _ = process.communicate(b"\n\n\n", timeout=60)
