@@ -236,7 +236,8 @@ def parse(argv: Sequence[str]) -> list[str]:
 
     Raises:
       InputError: one is unknown or wrong; or empty, as when a script's variable is
-        not set, or not finite, which absl's bounds let pass.
+        not set, or not finite, which absl's bounds let pass; or not UTF-8, which
+        TensorFlow, JSON and protocol buffers cannot take.
     """
     try:
         rest = flags.FLAGS(argv)
@@ -247,9 +248,21 @@ def parse(argv: Sequence[str]) -> list[str]:
         values = flag.value if isinstance(flag.value, list) else [flag.value]
         if flag.present and (not values or "" in values or [] in values):
             raise InputError(f"--{name}: found nothing, expected a value")
+        for value in values:  # of a flag given several times, lists
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and not _is_unicode(text):
+                    raise InputError(f"--{name}: found {text!r}, expected UTF-8")
         if isinstance(flag.value, float) and not math.isfinite(flag.value):
             raise InputError(f"--{name}: found {flag.value}, expected a finite number")
     return rest
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _asks_help(argv: list[str]) -> bool:

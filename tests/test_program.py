@@ -188,3 +188,21 @@ def test_imports_need_no_temporary_directory(has_memory_files):
     result = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE)
     assert result.stderr.startswith(b"Traceback" if has_memory_files else b"said\n")
     assert result.stderr.endswith(b"ImportError: why\n")
+
+
+@pytest.mark.parametrize("flags", [b"--name=x\xff", b"--names=a --names=x\xff"])
+def test_flag_that_is_not_utf_8_is_an_input_error(flags):
+    program = (
+        "from absl import flags\nfrom mnist_dist import program\n"
+        "flags.DEFINE_string('name', None, '')\n"
+        "flags.DEFINE_multi_string('names', [], '')\n"
+        "program.run(lambda argv: print(ascii(argv[1:])), takes_arguments=True)\n"
+    )
+    command = [os.fsencode(sys.executable), b"-c", program.encode()]
+    result = subprocess.run([*command, *flags.split()], stderr=subprocess.PIPE)
+    assert result.returncode == 2
+    name = flags.split(b"=")[0].decode()
+    expected = rf"-c: error: {name}: found 'x\udcff', expected UTF-8" + "\n"
+    assert result.stderr.decode() == expected
+    output = subprocess.check_output([*command, b"x\xff"])  # a file of predict's
+    assert output == rb"['x\udcff']" + b"\n"
