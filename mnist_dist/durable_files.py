@@ -22,6 +22,7 @@ FILE_ERRORS = (tf.errors.OpError, OSError)
 
 # No reader takes such a name for data: TensorBoard, TensorFlow Serving, ourselves.
 _UNFINISHED = ".writing-"
+_OLD = ".old:"  # and the name of a folder that is being replaced
 
 
 def is_local(path: str) -> bool:
@@ -75,7 +76,8 @@ def publishing(path: str, *, overwrite: bool = True) -> Iterator[str]:
     """Gives a path to write a file or a folder to; once on the disk, it is `path`.
 
     After an error nothing of it is left. It takes its name in one step; a folder that
-    replaces another in two; one with a scheme file by file, and may be left in part.
+    replaces another in two, and after a kill between them `remove_unfinished` puts the
+    old one back; one with a scheme file by file, and may be left in part.
 
     Raises:
       tf.errors.AlreadyExistsError: there is something at `path`, and no `overwrite`.
@@ -124,6 +126,8 @@ def list_unfinished(directory: str) -> list[str]:
 def remove_unfinished(directory: str, *, is_mine: bool) -> None:
     """Removes what writers that were killed have left in a directory.
 
+    A folder that one was about to replace first gets its name back.
+
     Args:
       directory: need not be there.
       is_mine: whether nobody else writes to it. If not, what may be of a process that
@@ -131,7 +135,12 @@ def remove_unfinished(directory: str, *, is_mine: bool) -> None:
     """
     for name in list_names(directory):
         if name.startswith(_UNFINISHED) and (is_mine or _is_of_the_dead(name)):
-            remove(os.path.join(directory, name))
+            path = os.path.join(directory, name)
+            target = os.path.join(directory, name.partition(_OLD)[2])
+            if _OLD in name and not os.path.lexists(target):
+                os.rename(path, target)
+            else:
+                remove(path)
 
 
 def remove(path: str) -> None:
@@ -158,7 +167,8 @@ def sync(path: str) -> None:
 
 
 def _replace_folder(source: str, target: str) -> None:
-    old = f"{source}.old"
+    old = f"{source}{_OLD}{os.path.basename(target)}"
+    remove(old)
     os.rename(target, old)
     try:
         os.rename(source, target)
@@ -188,7 +198,8 @@ def _send(source: str, target: str, *, overwrite: bool) -> None:
 
 
 def _is_of_the_dead(name: str) -> bool:
-    host, _, pid = name.removeprefix(_UNFINISHED).removesuffix(".old").rpartition("-")
+    owner = name.removeprefix(_UNFINISHED).partition(_OLD)[0]
+    host, _, pid = owner.rpartition("-")
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

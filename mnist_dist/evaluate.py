@@ -10,10 +10,16 @@ Each new checkpoint of a training that goes on, into MODEL_DIR/eval_watch, where
 TensorBoard shows it beside the training's own curves:
   python -m mnist_dist.evaluate --model_dir=runs/mnist --watch --num_gpus=0
 
---watch ends with exit code 0 after the run's last checkpoint, with 1 when --timeout
-seconds brought no new one, and with 143 when a signal stopped it. Started again, it
-evaluates what it has not evaluated yet.
+--watch ends with exit code 0 after the run's last checkpoint, once no process writes to
+the run. If the last one was there from the start, it first waits 10 seconds for a training
+that makes the run longer, or starts it over; as the evaluator of TF_CONFIG, --timeout
+seconds. It ends with 1 when --timeout seconds brought no new checkpoint while more are to
+come, and with 143 when a signal stopped it. Started again, it
+evaluates what it has not evaluated yet. Another run, split, data set or kind of weights
+than what the directory holds needs another --summary_dir.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import json
@@ -22,19 +28,20 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from absl import flags
 
 from mnist_dist import program
 from mnist_dist.errors import EXIT_STOPPED, InputError
-from mnist_dist.evaluations import classification_report
-from mnist_dist.evaluations.classification_report import ClassificationReport
+from mnist_dist.preemption import StopRequest
+from mnist_dist.workers.cluster import find_cluster
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # NumPy too starts threads, which would not wait for a StopRequest
+    import numpy as np
     import tensorflow as tf
 
     from mnist_dist.data import Split
     from mnist_dist.evaluations.checkpoint_watch import NewCheckpoint
+    from mnist_dist.evaluations.classification_report import ClassificationReport
     from mnist_dist.run_config import RunConfig
     from mnist_dist.trained_model import TrainedModel
 
@@ -119,6 +126,7 @@ def main(argv: Sequence[str]) -> int:
     """Evaluates what the flags say; returns the exit code."""
     del argv
     _check_flags()
+    stop = StopRequest() if FLAGS.watch else None  # before the imports start threads
     with program.quiet_imports():
         from mnist_dist import distribution, run_directory
 
@@ -129,8 +137,8 @@ def main(argv: Sequence[str]) -> int:
         num_gpus=FLAGS.num_gpus,
         logical_cpus=FLAGS.logical_cpus,
     )
-    if FLAGS.watch:
-        return _watch(strategy)
+    if stop:
+        return _watch(strategy, stop)
     if FLAGS.export_dir:
         models = [_load_saved_model(directory) for directory in FLAGS.export_dir]
     else:
@@ -146,7 +154,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _load_checkpoint(strategy: "tf.distribute.Strategy") -> _Model:
+def _load_checkpoint(strategy: tf.distribute.Strategy) -> _Model:
     from mnist_dist.trained_model import load_trained_model
 
     with strategy.scope():
@@ -156,9 +164,7 @@ def _load_checkpoint(strategy: "tf.distribute.Strategy") -> _Model:
     return _create_model(strategy, trained)
 
 
-def _create_model(
-    strategy: "tf.distribute.Strategy", trained: "TrainedModel"
-) -> _Model:
+def _create_model(strategy: tf.distribute.Strategy, trained: TrainedModel) -> _Model:
     from mnist_dist.evaluation import create_logits_function
 
     config = trained.config
@@ -184,7 +190,7 @@ def _load_saved_model(directory: str) -> _Model:
     path = find_saved_model(directory)
     card = load_model_card(path) or {}
     classifier = load_classifier(path)
-    data = card.get("data", {})
+    data = card.get("data") or {}
     return _Model(
         about={
             "name": path,
@@ -196,11 +202,11 @@ def _load_saved_model(directory: str) -> _Model:
         num_classes=classifier.num_classes,
         data_dir=data.get("data_dir"),
         data_checksum=data.get("sha256"),
-        validation_examples=data.get("validation_examples", 0),
+        validation_examples=data.get("validation_examples") or 0,
     )
 
 
-def _load_split(models: list[_Model]) -> tuple["Split", dict[str, Any]]:
+def _load_split(models: list[_Model]) -> tuple[Split, dict[str, Any]]:
     """Loads what all the models are evaluated on, and what the results say of it."""
     from mnist_dist.evaluation import load_split
     from mnist_dist.trained_model import warn_of_other_data
@@ -238,17 +244,20 @@ def _load_split(models: list[_Model]) -> tuple["Split", dict[str, Any]]:
 
 
 def _create_reports(
-    models: list[_Model], split: "Split"
+    models: list[_Model], split: Split
 ) -> tuple[list[ClassificationReport], ClassificationReport | None]:
     """Evaluates each model and, of several, the average of their probabilities."""
     from mnist_dist.evaluation import predict_split
+    from mnist_dist.evaluations.classification_report import (
+        create_classification_report,
+    )
 
     num_classes = models[0].num_classes
     each, together = predict_split(
         [model.logits for model in models], split, num_classes=num_classes
     )
     reports = [
-        classification_report.create_classification_report(
+        create_classification_report(
             split.labels,
             classes=predictions.classes,
             confidences=predictions.confidences,
@@ -266,6 +275,8 @@ def _print_json(
     ensemble: ClassificationReport | None,
     about_data: dict[str, Any],
 ) -> None:
+    from mnist_dist.evaluations import classification_report
+
     result: dict[str, Any] = {
         "data": about_data,
         "models": [
@@ -284,6 +295,8 @@ def _print_tables(
     ensemble: ClassificationReport | None,
     about_data: dict[str, Any],
 ) -> None:
+    from mnist_dist.evaluations import classification_report
+
     print(f"data      {about_data['source']}, {about_data['split']} images")
     for model, report in zip(models, reports, strict=True):
         average = ", moving average" if model.about["moving_average"] else ""
@@ -300,7 +313,7 @@ def _save_summaries(
     models: list[_Model],
     reports: list[ClassificationReport],
     ensemble: ClassificationReport | None,
-    split: "Split",
+    split: Split,
 ) -> None:
     from mnist_dist.evaluations.evaluation_records import save_summaries
 
@@ -315,26 +328,19 @@ def _save_summaries(
     save(os.path.join(FLAGS.summary_dir, "ensemble"), max(steps), ensemble)
 
 
-def _watch(strategy: "tf.distribute.Strategy") -> int:
+def _watch(strategy: tf.distribute.Strategy, stop: StopRequest) -> int:
     """Evaluates each checkpoint of a run once; returns the exit code."""
-    from mnist_dist.checkpoints import list_checkpoints
     from mnist_dist.evaluations.checkpoint_watch import follow_checkpoints
-    from mnist_dist.evaluations.evaluation_records import remove_records
-    from mnist_dist.preemption import StopRequest
-    from mnist_dist.run_directory import checkpoint_dirs, watch_dir
+    from mnist_dist.run_directory import watch_dir
 
-    directory = FLAGS.summary_dir or watch_dir(FLAGS.model_dir)
-    steps = [s for d in checkpoint_dirs(FLAGS.model_dir) for s in list_checkpoints(d)]
-    if steps:  # what is later than all is of a run that was sent back since
-        remove_records(directory, first_step=max(steps) + 1)
-    watcher = _Watcher(strategy, directory)
-    stop = StopRequest()
+    watcher = _Watcher(strategy, FLAGS.summary_dir or watch_dir(FLAGS.model_dir))
     stop.listen()
     end = follow_checkpoints(
         FLAGS.model_dir,
         watcher.visit,
         is_stopped=lambda: stop.signal_name is not None,
         timeout=FLAGS.timeout,
+        is_with_training=_is_evaluator(),
     )
     if end == "stopped":
         print(f"stopped by {stop.signal_name}; the same command goes on", flush=True)
@@ -350,31 +356,30 @@ def _watch(strategy: "tf.distribute.Strategy") -> int:
     return 0
 
 
+def _is_evaluator() -> bool:
+    """Whether `train` became this, as `TF_CONFIG` says, and the workers are to come."""
+    tf_config = os.environ.get("TF_CONFIG", "")
+    return find_cluster({"TF_CONFIG": tf_config}).is_evaluator
+
+
 class _Watcher:
     """Evaluates checkpoints of one run, with one model for all of them."""
 
-    def __init__(self, strategy: "tf.distribute.Strategy", directory: str) -> None:
+    def __init__(self, strategy: tf.distribute.Strategy, directory: str) -> None:
         self._strategy = strategy
         self._directory = directory
         self._config: RunConfig | None = None
+        self._known: set[int] = set()  # steps whose records are of this kind
 
-    def visit(self, found: "NewCheckpoint") -> None:
-        """Evaluates a checkpoint, unless that is already on record."""
+    def visit(self, found: NewCheckpoint) -> None:
+        """Evaluates a checkpoint, unless that is already on record.
+
+        Raises:
+          InputError: other records than of this run, split, data set and kind of
+            weights are in the directory; they stay as they are.
+        """
         from mnist_dist import trained_model
-        from mnist_dist.evaluations import evaluation_records
-
-        evaluated = {
-            "written": found.written,
-            "split": FLAGS.split,
-            "data_dir": FLAGS.data_dir,
-            "use_ema": FLAGS.use_ema,
-        }
-        record = evaluation_records.load_record(self._directory, found.step)
-        if record is not None:
-            if record.get("evaluated") == evaluated:
-                return
-            # The run was sent back to before this step, and came here again.
-            evaluation_records.remove_records(self._directory, first_step=found.step)
+        from mnist_dist.evaluations import classification_report, evaluation_records
 
         is_first = found.config != self._config
         if is_first:
@@ -393,12 +398,25 @@ class _Watcher:
         if is_first:
             self._model = _create_model(self._strategy, trained)
             self._split, self._about_data = _load_split([self._model])
+        evaluated = {"written": found.written, "run": self._describe_run()}
+        record = {"name": found.prefix, "step": found.step, "evaluated": evaluated}
+        record |= {"moving_average": trained.uses_ema, "data": self._about_data}
+        self._known |= evaluation_records.check_records(
+            self._directory, record, known=self._known
+        )
+        if is_first:
+            self._remove_later()
+        before = evaluation_records.load_record(self._directory, found.step)
+        if before is not None:
+            if before["evaluated"]["written"] == found.written:
+                return
+            # The run was sent back to before this step, and came here again.
+            evaluation_records.remove_records(self._directory, first_step=found.step)
+
         (report,), _ = _create_reports([self._model], self._split)
         evaluation_records.save_summaries(
             self._directory, found.step, report, images=self._split.images
         )
-        record = {"name": found.prefix, "step": found.step, "evaluated": evaluated}
-        record |= {"moving_average": trained.uses_ema, "data": self._about_data}
         record |= classification_report.to_json(report)
         evaluation_records.save_record(self._directory, found.step, record)
         if FLAGS.format == "json":
@@ -406,6 +424,28 @@ class _Watcher:
         else:
             summary = classification_report.format_summary(report)
             print(f"step {found.step:,}  {summary}", flush=True)
+
+    def _describe_run(self) -> str:
+        """Returns where the run lies: seen from the records, which may move with it."""
+        from mnist_dist.durable_files import is_local
+
+        if not is_local(FLAGS.model_dir):
+            return FLAGS.model_dir
+        path = os.path.realpath(FLAGS.model_dir)
+        if not is_local(self._directory):
+            return path
+        return os.path.relpath(path, os.path.realpath(self._directory))
+
+    def _remove_later(self) -> None:
+        """Removes what is later than all checkpoints: the run was sent back since."""
+        from mnist_dist.checkpoints import list_checkpoints
+        from mnist_dist.evaluations.evaluation_records import remove_records
+        from mnist_dist.run_directory import checkpoint_dirs
+
+        directories = checkpoint_dirs(FLAGS.model_dir)
+        steps = [step for d in directories for step in list_checkpoints(d)]
+        if steps:
+            remove_records(self._directory, first_step=max(steps) + 1)
 
 
 def _check_flags() -> None:

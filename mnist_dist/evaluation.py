@@ -102,24 +102,27 @@ def load_split(
     Args:
       name: `train`, `validation` or `test`.
       data_dir: of the data set; None is the bundled MNIST.
-      validation_examples: training examples that were set apart.
+      validation_examples: training examples that were set apart; the test images need
+        none, of another data set that has fewer too.
       image_shape: height, width and channels that the model takes.
       num_classes: of the model.
 
     Raises:
-      InputError: the data set cannot be read, has other images or classes than the
-        model, or no such split.
+      InputError: the data set cannot be read, has other images than the model or more
+        classes, or no such split.
     """
-    dataset = load_dataset(data_dir, validation_examples=validation_examples)
+    dataset = load_dataset(
+        data_dir, validation_examples=0 if name == "test" else validation_examples
+    )
     if dataset.image_shape != image_shape:
         raise InputError(
             f"--data_dir: {dataset.source} has images of shape {dataset.image_shape}, "
             f"expected {image_shape}, which the model takes"
         )
-    if dataset.num_classes != num_classes:
+    if dataset.num_classes > num_classes:
         raise InputError(
             f"--data_dir: {dataset.source} has {dataset.num_classes} classes, expected "
-            f"the model's {num_classes}"
+            f"at most the model's {num_classes}"
         )
     splits = {"train": dataset.train, "test": dataset.test}
     split = splits.get(name, dataset.validation)

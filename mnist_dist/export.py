@@ -14,6 +14,7 @@ its name. The same model is never written twice, and no other one is replaced wi
 --overwrite: it then gets the next free version.
 """
 
+import os
 from collections.abc import Sequence
 
 from absl import flags, logging
@@ -41,7 +42,10 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_bool("overwrite", False, "Replace another model of the same name.")
 flags.DEFINE_string(
-    "data_dir", None, "Data set for the accuracy on the model card. Default: the run's."
+    "data_dir",
+    None,
+    "Data set whose test images give the accuracy on the model card. Default: what the "
+    "run was evaluated on.",
 )
 
 FLAGS = flags.FLAGS
@@ -57,7 +61,10 @@ def main(argv: Sequence[str]) -> int:
         from mnist_dist import run_directory
         from mnist_dist.evaluation import load_split
         from mnist_dist.exports.model_files import export_file
-        from mnist_dist.exports.saved_model import export_saved_model, list_versions
+        from mnist_dist.exports.saved_model import (
+            export_saved_model,
+            list_version_paths,
+        )
         from mnist_dist.trained_model import load_trained_model, warn_of_other_data
 
     # A training may need all of the GPUs' memory meanwhile.
@@ -67,9 +74,10 @@ def main(argv: Sequence[str]) -> int:
     )
     config = trained.config
     checksum = None
+    has_validation = bool(config.validation_examples) and not FLAGS.data_dir
     try:
         split, dataset = load_split(
-            "validation" if config.validation_examples else "test",
+            "validation" if has_validation else "test",
             data_dir=FLAGS.data_dir or config.data_dir,
             validation_examples=config.validation_examples,
             image_shape=config.image_shape,
@@ -111,9 +119,9 @@ def main(argv: Sequence[str]) -> int:
     note = "" if export.is_new else "  (it was there, the same model)"
     print(f"export      {export.path}{note}")
     if FLAGS.format == "saved_model":
-        versions = list_versions(directory)
-        if not export.path.endswith(f"/{versions[0]}"):
-            print(f"note        TensorFlow Serving serves the highest: {versions[0]}")
+        newest = os.path.basename(list_version_paths(directory)[0])
+        if not export.path.endswith(f"/{newest}"):
+            print(f"note        TensorFlow Serving serves the highest: {newest}")
     return 0
 
 

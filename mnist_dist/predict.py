@@ -127,8 +127,6 @@ def check_flags(files: Sequence[str]) -> None:
         )
     if not files:
         raise InputError("found no file, expected files, folders or - (standard input)")
-    if sys.stdout is None:
-        raise InputError("standard output: found it closed, expected it for results")
 
 
 def prepare_output() -> str | None:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -39,6 +39,7 @@ def run(
     every `RunError` one line, exit 1; every `PeerError` one line, exit 143. A standard
     output that takes no more, as on a full disk, ends it with one line, exit 1, unless
     it is to `outlive` that; without a word where its reader has seen enough, as `head`.
+    One that is closed is an error too, unless it is to outlive that.
 
     With `leaves_at_once` nothing is torn down at the end: a worker's TensorFlow takes
     seconds for that, and more if another worker is gone.
@@ -56,6 +57,10 @@ def run(
 
     def guarded(argv: list[str]) -> int | None:
         try:
+            if sys.stdout is None:
+                raise InputError(
+                    "standard output: found it closed, expected it for results"
+                )
             if len(argv) > 1 and not takes_arguments:
                 raise InputError(
                     f"unexpected argument {argv[1]!r}: flags begin with --"
@@ -181,11 +186,16 @@ def quiet_imports() -> Iterator[None]:
     """Keeps what TensorFlow's C++ prints on import from standard error.
 
     No setting silences what it says before its logging starts. If the import fails,
-    all that was said is shown.
+    all that was said is shown. Where there is no place to keep it, it is shown anyhow.
     """
+    try:
+        said = _open_scratch()
+    except OSError:
+        yield
+        return
     sys.stderr.flush()
     stderr = os.dup(2)
-    with tempfile.TemporaryFile() as said:
+    with said:
         os.dup2(said.fileno(), 2)
         try:
             yield
@@ -196,6 +206,13 @@ def quiet_imports() -> Iterator[None]:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def _open_scratch() -> IO[bytes]:
+    """Opens a file that nobody else sees: in memory if the system has such."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("stderr"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _leave(code: int) -> NoReturn:
@@ -219,7 +236,8 @@ def parse(argv: Sequence[str]) -> list[str]:
 
     Raises:
       InputError: one is unknown or wrong; or empty, as when a script's variable is
-        not set, or not finite, which absl's bounds let pass.
+        not set, or not finite, which absl's bounds let pass; or not UTF-8, which
+        TensorFlow, JSON and protocol buffers cannot take.
     """
     try:
         rest = flags.FLAGS(argv)
@@ -230,9 +248,21 @@ def parse(argv: Sequence[str]) -> list[str]:
         values = flag.value if isinstance(flag.value, list) else [flag.value]
         if flag.present and (not values or "" in values or [] in values):
             raise InputError(f"--{name}: found nothing, expected a value")
+        for value in values:  # of a flag given several times, lists
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and not _is_unicode(text):
+                    raise InputError(f"--{name}: found {text!r}, expected UTF-8")
         if isinstance(flag.value, float) and not math.isfinite(flag.value):
             raise InputError(f"--{name}: found {flag.value}, expected a finite number")
     return rest
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _asks_help(argv: list[str]) -> bool:

@@ -5,6 +5,7 @@ import fcntl
 import io
 import os
 import socket
+import time
 from typing import BinaryIO
 
 import tensorflow as tf
@@ -24,6 +25,7 @@ from mnist_dist.errors import InputError, RunError
 # What a run writes, the settings last.
 _FOLDERS = ("checkpoints", "best", "train", "eval", "eval_watch", "export")
 _FILES = ("metrics.jsonl", "config.json")
+_PAUSES = (0.01, 0.1)  # seconds between attempts to lock it
 
 
 def open_for_writing(model_dir: str) -> BinaryIO:
@@ -60,7 +62,7 @@ def _lock(model_dir: str) -> BinaryIO:
             f"{describe_error(error)}"
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(lock)
     except BlockingIOError as error:
         lock.seek(0)
         holder = lock.read().decode(errors="replace").strip() or "another process"
@@ -75,6 +77,29 @@ def _lock(model_dir: str) -> BinaryIO:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return lock
+
+
+def _take(lock: BinaryIO) -> None:
+    # Not once alone: who looks whether it is taken holds it for a moment.
+    for seconds in _PAUSES:
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(seconds)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_being_written(model_dir: str) -> bool:
+    """Whether a process holds the lock of a run; False where there are no locks."""
+    if not is_local(model_dir):
+        return False
+    try:
+        with open(os.path.join(model_dir, ".lock"), "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # nobody has written yet; or none can be locked here
+        pass
+    return False
 
 
 def check_directory(directory: str, *, flag: str) -> None:

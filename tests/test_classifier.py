@@ -43,6 +43,9 @@ def load_error(path):
 def test_newest_version_is_the_highest_number(tmp_path):
     for name in ("9", "80", "0100", ".writing-900", "900.old", "²"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "saved_model.pb").touch()
+    (tmp_path / "300").mkdir()
+    (tmp_path / "400").touch()
     assert find_saved_model(str(tmp_path)) == str(tmp_path / "0100")
 
 

@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 
 import pytest
@@ -120,6 +121,37 @@ def test_folder_that_cannot_be_replaced_is_put_back(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["1"]
 
 
+@pytest.mark.parametrize("num_renames", [0, 1, 2])
+def test_killed_while_it_replaces_a_folder_leaves_the_old_or_the_new(
+    num_renames, tmp_path, monkeypatch
+):
+    path, rename = f"{tmp_path}/1", os.rename
+    write_folder(path, file=b"old")
+    renamed = []
+
+    def rename_until_killed(source, target):
+        if len(renamed) == num_renames:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+        renamed.append(target)
+
+    child = os.fork()
+    if not child:
+        try:
+            monkeypatch.setattr(os, "rename", rename_until_killed)
+            monkeypatch.setattr(durable_files, "remove", lambda path: None)
+            with publishing(path) as staging:
+                write_folder(staging, file=b"new")
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == (1 if num_renames == 2 else -9)
+    assert os.path.isdir(path) == (num_renames != 1)
+    remove_unfinished(str(tmp_path), is_mine=False)
+    assert os.listdir(tmp_path) == ["1"]
+    assert read(f"{path}/file") == (b"new" if num_renames == 2 else b"old")
+
+
 def test_file_never_takes_the_place_of_a_folder(tmp_path):
     write_folder(tmp_path / "taken", file=b"old")
     with pytest.raises(tf.errors.OpError), replacing(f"{tmp_path}/taken") as file:
@@ -161,7 +193,7 @@ def test_of_a_link_the_link_alone_is_removed(tmp_path):
 
 def test_leftovers_of_others_go_only_where_nobody_else_writes(tmp_path):
     host = socket.gethostname()
-    dead = [f".writing-{host}-{DEAD}", f".writing-{host}-{DEAD}.old"]
+    dead = [f".writing-{host}-{DEAD}", f".writing-{host}-{DEAD}.old:notes"]
     others = [f".writing-{host}-{os.getppid()}", f".writing-elsewhere-{DEAD}"]
     for name in (*dead, *others, "notes"):
         (tmp_path / name).mkdir()

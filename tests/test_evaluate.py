@@ -14,6 +14,7 @@ import tensorflow as tf
 from run_factory import create_run, save_data_set
 
 from mnist_dist.data import load_dataset
+from mnist_dist.run_directory import open_for_writing
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_watch_evaluates_each_checkpoint_once_also_after_a_restart(
 ):
     model_dir = tmp_path / "run"
     shutil.copytree(run / "run", model_dir)
-    flags = [f"--model_dir={model_dir}", "--watch", "--timeout=60"]
+    flags = [f"--model_dir={model_dir}", "--watch", "--timeout=0"]
     output = evaluate(fork_server, *flags)
     assert [line.split()[1] for line in output.splitlines()] == ["1", "2", "3"]
     directory = model_dir / "eval_watch"
@@ -145,11 +146,42 @@ def test_watch_evaluates_each_checkpoint_once_also_after_a_restart(
     # The run goes back, and has not come any further yet.
     (model_dir / "checkpoints" / "ckpt-3.index").rename(tmp_path / "3.index")
     (model_dir / "checkpoints" / "ckpt-3.data-00000-of-00001").unlink()
-    watch = fork_server.start("mnist_dist.evaluate", *flags[:-1], "--timeout=0")
+    watch = fork_server.start("mnist_dist.evaluate", *flags)
     assert watch.wait() == 1
     assert watch.stdout() == ""
     assert [step for step, _ in scalars(directory)["loss"]] == [1, 2]
     assert not (directory / "ckpt-3.json").exists()
+
+
+def test_watch_never_mixes_or_removes_evaluations_of_another_kind(
+    run, fork_server, tmp_path
+):
+    for name in ("a", "b"):
+        shutil.copytree(run / "run", tmp_path / name)
+    directory = tmp_path / "a" / "eval_watch"
+    flags = [f"--model_dir={tmp_path}/a", "--watch", "--timeout=0"]
+    assert evaluate(fork_server, *flags) != ""
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    other_data = save_data_set(tmp_path / "data", seed=1)
+    (tmp_path / "b" / "checkpoints" / "ckpt-3.index").unlink()
+    for more, named in (
+        (["--split=train"], "of the split test, expected the split train;"),
+        (["--nouse_ema"], "of the moving average, expected the weights themselves;"),
+        ([f"--data_dir={other_data}"], "of the data set with SHA-256 "),
+        (
+            [f"--model_dir={tmp_path}/b", f"--summary_dir={directory}"],
+            "of the run .., expected the run ../../b;",
+        ),
+    ):
+        process = fork_server.start("mnist_dist.evaluate", *flags, *more)
+        assert process.wait() == 2
+        assert f"{directory} has evaluations {named}" in process.stderr()
+        assert process.stderr().endswith("; give another --summary_dir\n")
+        assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
+    # The same data elsewhere are no other data; a run that moved is no other run.
+    (tmp_path / "a").rename(tmp_path / "moved")
+    same = [f"--model_dir={tmp_path}/moved", f"--data_dir={run}/data", "--use_ema"]
+    assert evaluate(fork_server, *flags, *same) == ""
 
 
 def test_watch_works_on_a_path_with_a_scheme(tmp_path):
@@ -163,7 +195,7 @@ def test_watch_works_on_a_path_with_a_scheme(tmp_path):
         "    tf.io.gfile.makedirs(to)\n"
         "    for name in names:\n"
         "        tf.io.gfile.copy(f'{folder}/{name}', f'{to}/{name}')\n"
-        "evaluate.FLAGS(['evaluate', f'--model_dir={remote}', '--watch'])\n"
+        "evaluate.FLAGS(['evaluate', f'--model_dir={remote}', '--watch', '--timeout=0'])\n"
         "assert evaluate.main([]) == 0\n"
         "assert evaluate.main([]) == 0\n"
         "print(sorted(tf.io.gfile.listdir(f'{remote}/eval_watch')))\n"
@@ -198,6 +230,21 @@ def test_watch_follows_a_training_to_its_end(fork_server, tmp_path):
     assert watch.stdout().splitlines()[-1].startswith("step 60 ")
 
 
+def test_watch_goes_on_with_a_finished_run_that_is_made_longer(fork_server, tmp_path):
+    data_dir = save_data_set(tmp_path / "data")
+    create_run(tmp_path / "run", data_dir=data_dir, steps=(1,))
+    with open_for_writing(str(tmp_path / "run")):  # the training has come
+        watch = fork_server.start(
+            "mnist_dist.evaluate", f"--model_dir={tmp_path}/run", "--watch"
+        )
+        watch.wait_for(tmp_path / "run" / "eval_watch" / "ckpt-1.json")
+        time.sleep(1)
+        create_run(tmp_path / "run", data_dir=data_dir, steps=(2,))
+        watch.wait_for(tmp_path / "run" / "eval_watch" / "ckpt-2.json", seconds=20)
+    assert watch.wait() == 0, watch.stderr()
+    assert [line.split()[1] for line in watch.stdout().splitlines()] == ["1", "2"]
+
+
 def test_watch_that_waits_in_vain_exits_1_and_a_stopped_one_143(fork_server, tmp_path):
     watch = fork_server.start(
         "mnist_dist.evaluate", f"--model_dir={tmp_path}", "--watch", "--timeout=1"
@@ -214,6 +261,33 @@ def test_watch_that_waits_in_vain_exits_1_and_a_stopped_one_143(fork_server, tmp
     watch.kill(signal.SIGTERM)
     assert watch.wait() == 143
     assert "stopped by SIGTERM" in watch.stdout()
+
+
+def test_watch_stopped_while_it_imports_stops_as_later(tmp_path):
+    program = (
+        "import os, signal\n"
+        "from mnist_dist import evaluate, program\n"
+        "imports = program.quiet_imports\n"
+        "def stopped_imports():\n"
+        "    os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    return imports()\n"
+        "program.quiet_imports = stopped_imports\n"
+        "program.run(evaluate.main)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, f"--model_dir={tmp_path}", "--watch"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 143, result.stderr
+    assert result.stdout.startswith("stopped by SIGUSR1;")
+
+
+def test_card_may_not_know_the_data(run, fork_server, tmp_path):
+    path = shutil.copytree(run / "export1" / "1", tmp_path / "model")
+    card = json.loads((path / "model_card.json").read_text())
+    (path / "model_card.json").write_text(json.dumps(card | {"data": None}))
+    evaluate(fork_server, f"--export_dir={path}", f"--data_dir={run}/data")
 
 
 @pytest.mark.parametrize("has_card", [True, False])

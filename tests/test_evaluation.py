@@ -93,7 +93,7 @@ def test_new_weights_show_without_a_new_function(tmp_path, create_strategy):
     [
         ({"name": "validation"}, "--split: found validation, expected train or test"),
         ({"image_shape": (6, 5, 1)}, r"shape \(6, 5, 3\), expected \(6, 5, 1\)"),
-        ({"num_classes": 5}, "has 4 classes, expected the model's 5"),
+        ({"num_classes": 3}, "has 4 classes, expected at most the model's 3"),
         ({"data_dir": "/no/such/place"}, "/no/such/place"),
     ],
 )
@@ -119,3 +119,14 @@ def test_validation_examples_are_those_of_the_run(tmp_path):
     )
     assert len(split.labels) == 6
     assert len(dataset.train.labels) == 14
+
+
+def test_test_images_of_a_smaller_data_set_need_no_validation_examples(tmp_path):
+    split, _ = load_split(
+        "test",
+        data_dir=str(save_data_set(tmp_path)),
+        validation_examples=5000,
+        image_shape=(6, 5, 3),
+        num_classes=10,
+    )
+    assert (split.name, len(split.labels)) == ("test", 53)

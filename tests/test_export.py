@@ -153,3 +153,18 @@ def test_missing_data_set_costs_the_accuracy_alone(fork_server, tmp_path):
     export(fork_server, f"--model_dir={tmp_path}/run", moved, "--version=6")
     card = json.loads((tmp_path / "run/export/6/model_card.json").read_text())
     assert card["evaluation"]["num_examples"] == 53
+
+
+def test_data_set_named_for_the_card_may_be_smaller_than_the_run_s(
+    fork_server, tmp_path
+):
+    data_dir = save_data_set(tmp_path / "data")
+    create_run(tmp_path / "run", data_dir=data_dir, steps=(5,))
+    config_file = tmp_path / "run" / "config.json"
+    config = json.loads(config_file.read_text())
+    config["settings"]["validation_examples"] = 5000
+    config_file.write_text(json.dumps(config))
+    export(fork_server, f"--model_dir={tmp_path}/run", f"--data_dir={data_dir}")
+    card = json.loads((tmp_path / "run/export/5/model_card.json").read_text())
+    assert card["evaluation"]["split"] == "test"
+    assert card["evaluation"]["num_examples"] == 53

@@ -79,6 +79,15 @@ def png_bytes(width, height, *, pixels=b"", depth=8):
     return b"\x89PNG\r\n\x1a\n" + data + chunk(b"IEND", b"")
 
 
+def tiff_bytes(width, height, *, bits, kind):
+    size = width * height * bits // 8
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 134, 277: 1}
+    tags |= {278: height, 279: size, 339: kind}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    directory = struct.pack("<4sIH", b"II*\0", 8, len(tags)) + b"".join(entries)
+    return directory + bytes(4 + size)
+
+
 def idx_bytes(*shape, data):
     return struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + data
 
@@ -130,6 +139,28 @@ def test_one_bit_palette_and_sixteen_bits(tmp_path):
     np.testing.assert_array_equal(close, GREY)
 
     assert "floats" in read_error(save(GREY.astype(np.float32), tmp_path / "f.tiff"))
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "found"),
+    [
+        (32, 2, "32 bits, signed"),
+        (32, 1, "32 bits, unsigned"),
+        (16, 2, "16 bits, signed"),
+        (12, 1, "12 bits, unsigned"),
+    ],
+)
+def test_integers_without_a_known_white_are_refused(tmp_path, bits, kind, found):
+    (tmp_path / "a.tiff").write_bytes(tiff_bytes(30, 20, bits=bits, kind=kind))
+    error = read_error(tmp_path / "a.tiff")
+    assert f"found pixels of {found}, expected 8 or 16 bits, unsigned" in error
+
+
+def test_grey_map_is_as_bright_as_its_maximum_says(tmp_path):
+    path = tmp_path / "a.pgm"
+    levels = (GREY.astype(np.uint16) * 4).astype(">u2")
+    path.write_bytes(b"P5 30 20 1020\n" + levels.tobytes())
+    np.testing.assert_array_equal(read_one(path), GREY)
 
 
 @pytest.mark.parametrize("has_colour", [False, True])

@@ -8,8 +8,9 @@ import zipfile
 import numpy as np
 import pytest
 from array_checks import assert_same_bytes
+from full_disk import file_size_limit
 
-from mnist_dist.errors import InputError
+from mnist_dist.errors import InputError, RunError
 from mnist_dist.layers.layer_files import load_folder, load_npz, save_folder, save_npz
 from mnist_dist.layers.weight_sources import load_weights
 
@@ -19,6 +20,7 @@ ARRAYS = {
     "dense/bias": np.array([0.0, -0.0, np.nan], np.float32),
     "outer/inner/kernel": np.asfortranarray(RNG.normal(size=(2, 5)).astype(np.float32)),
     "scale/scale": np.array(3.5, np.float32),
+    "scale/empty": np.zeros((0, 2), np.float32),
 }
 
 
@@ -46,6 +48,17 @@ def test_folder_that_holds_something_is_not_touched(tmp_path):
     with pytest.raises(InputError, match="new or empty folder"):
         save_folder(ARRAYS, str(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("save", [save_npz, save_folder])
+def test_full_disk_is_told_as_that_and_leaves_nothing(save, tmp_path):
+    arrays = {"dense/kernel": np.ones((99, 99), np.float32)}
+    with (
+        file_size_limit(8192),
+        pytest.raises(RunError, match=r"cannot be written \(File too large\)"),
+    ):
+        save(arrays, str(tmp_path / "layers"))
+    assert os.listdir(tmp_path) == []
 
 
 def npy(array, **kwargs):

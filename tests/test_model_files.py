@@ -2,10 +2,12 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from full_disk import file_size_limit
 from run_factory import create_run, save_data_set
 
 from mnist_dist import durable_files
@@ -25,12 +27,12 @@ def export(tmp_path):
     data_dir = save_data_set(tmp_path / "data")
     create_run(run, data_dir=data_dir, steps=(5,))
 
-    def export(*, use_ema, **kwargs):
+    def export(*, use_ema, file_format="keras", **kwargs):
         trained = load_trained_model(str(run), use_ema=use_ema)
         return model_files.export_file(
             trained.state,
             str(tmp_path / "export"),
-            file_format="keras",
+            file_format=file_format,
             config=trained.config,
             uses_ema=use_ema,
             evaluation=None,
@@ -83,6 +85,24 @@ def test_full_disk_before_the_file_leaves_the_old_pair(export, monkeypatch):
     ):
         export(use_ema=False, overwrite=True)
     assert load_model_card(path) == card
+
+
+@pytest.mark.parametrize("file_format", ["keras", "tflite"])
+def test_full_temporary_directory_is_no_fault_of_the_model(
+    file_format, export, tmp_path
+):
+    with (
+        file_size_limit(100),
+        pytest.raises(RunError, match=r"cannot .*File too large; nothing was publ"),
+    ):
+        export(use_ema=True, file_format=file_format)
+    assert os.listdir(tmp_path / "export") == []
+
+
+def test_no_temporary_directory_is_told_as_that(export, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nothing"))
+    with pytest.raises(RunError, match=r"nothing/.* cannot be written: No such file"):
+        export(use_ema=True)
 
 
 def test_card_that_fails_alone_is_told_as_that(export, fail):

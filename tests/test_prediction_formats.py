@@ -67,6 +67,16 @@ def test_csv_reads_back(top_k):
     np.testing.assert_array_equal(chances, PROBABILITIES[:, :top_k])
 
 
+@pytest.mark.parametrize("name", ["a\rb.png", "a\r\nb.png", "\r", "\n"])
+def test_csv_quotes_every_end_of_a_line(name):
+    batch = Batch([name] * 2, [None] * 2, np.stack([CROSS] * 2))
+    text = format_predictions("csv", batch, CLASSES[:2, :1], PROBABILITIES[:2, :1])
+    found = list(csv.reader(io.StringIO(text, newline="")))
+    assert [(row[0], len(row)) for row in found] == [(name, 4)] * 2
+    assert text.endswith("\n")
+    assert not text.endswith("\r\n")
+
+
 def test_table_has_a_line_a_picture_and_no_control_characters():
     lines = formatted("table", top_k=1).splitlines()
     labels = [line.split()[0] for line in lines]

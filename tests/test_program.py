@@ -97,6 +97,14 @@ def test_program_outlives_a_full_disk_and_closed_outputs(start, tmp_path, shell)
     assert int((tmp_path / "done").read_text()) > 2
 
 
+def test_program_whose_output_is_its_work_refuses_a_closed_one(start, is_done):
+    process = start(shell='"$@" >&-', env={"OUTLIVE": ""}, stderr=subprocess.PIPE)
+    _, errors = process.communicate(b"\n\n\n", timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith(b"-c: error: standard output: found it closed, expected")
+    assert not is_done()
+
+
 def test_ascii_output_has_signs_escaped(start):
     process = start(stdout=subprocess.PIPE, env={"PYTHONIOENCODING": "ascii"})
     output, _ = process.communicate(b"\n\n\n", timeout=60)
@@ -166,3 +174,35 @@ def test_help_may_be_cut_short_by_its_reader():
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(timeout=60) in (0, 1)  # absl ends --help with 1
+
+
+@pytest.mark.parametrize("has_memory_files", [True, False])
+def test_imports_need_no_temporary_directory(has_memory_files):
+    program = (
+        "import os, sys, tempfile\nfrom mnist_dist import program\n"
+        "tempfile.tempdir = '/nothing'\n"
+        f"if not {has_memory_files}:\n    del os.memfd_create\n"
+        "with program.quiet_imports():\n    os.write(2, b'said\\n')\n"
+        "with program.quiet_imports():\n    raise ImportError('why')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE)
+    assert result.stderr.startswith(b"Traceback" if has_memory_files else b"said\n")
+    assert result.stderr.endswith(b"ImportError: why\n")
+
+
+@pytest.mark.parametrize("flags", [b"--name=x\xff", b"--names=a --names=x\xff"])
+def test_flag_that_is_not_utf_8_is_an_input_error(flags):
+    program = (
+        "from absl import flags\nfrom mnist_dist import program\n"
+        "flags.DEFINE_string('name', None, '')\n"
+        "flags.DEFINE_multi_string('names', [], '')\n"
+        "program.run(lambda argv: print(ascii(argv[1:])), takes_arguments=True)\n"
+    )
+    command = [os.fsencode(sys.executable), b"-c", program.encode()]
+    result = subprocess.run([*command, *flags.split()], stderr=subprocess.PIPE)
+    assert result.returncode == 2
+    name = flags.split(b"=")[0].decode()
+    expected = rf"-c: error: {name}: found 'x\udcff', expected UTF-8" + "\n"
+    assert result.stderr.decode() == expected
+    output = subprocess.check_output([*command, b"x\xff"])  # a file of predict's
+    assert output == rb"['x\udcff']" + b"\n"

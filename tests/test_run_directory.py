@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from mnist_dist.run_directory import (
     check_contents,
     checkpoint_dir,
     delete_run,
+    is_being_written,
     open_for_writing,
 )
 
@@ -40,6 +42,17 @@ def test_second_writer_is_told_who_the_first_is(tmp_path):
         (tmp_path / ".lock").write_bytes(b"\xff\xfe")
         with pytest.raises(InputError, match="being written by"):
             open_for_writing(str(tmp_path))
+    open_for_writing(str(tmp_path)).close()
+
+
+def test_who_looks_whether_a_run_is_written_does_not_keep_others_from_it(tmp_path):
+    assert not is_being_written(str(tmp_path / "nothing"))
+    with open_for_writing(str(tmp_path)):
+        assert is_being_written(str(tmp_path))
+    assert not is_being_written(str(tmp_path))
+    look = open(tmp_path / ".lock", "rb")  # noqa: SIM115
+    fcntl.flock(look, fcntl.LOCK_SH)
+    threading.Timer(0.03, look.close).start()
     open_for_writing(str(tmp_path)).close()
 
 

@@ -193,6 +193,25 @@ def test_damage_is_found_by_the_cards_sums(name, damage, run, tmp_path):
         load_model_card(path)
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"step": "2"}, "'step' is '2', not of type int"),
+        ({"step": True}, "'step' is True, not of type int"),
+        ({"data": []}, r"'data' is \[\], not of type dict"),
+        ({"data": {"data_dir": 1}}, "'data_dir' is 1, not of type str"),
+        ({"data": None, "step": None}, None),
+    ],
+)
+def test_card_that_says_something_of_another_type(said, message, tmp_path):
+    (tmp_path / "model_card.json").write_text(json.dumps({"files": {}} | said))
+    if message is None:
+        assert load_model_card(str(tmp_path)) == {"files": {}} | said
+        return
+    with pytest.raises(InputError, match=f"model_card.json: .*{message}"):
+        load_model_card(str(tmp_path))
+
+
 def test_same_model_is_not_written_twice_nor_another_replaced(run, tmp_path):
     first = export(run, tmp_path)
     assert first == saved_model.Export(f"{tmp_path}/2", is_new=True)
@@ -235,7 +254,7 @@ def test_what_does_not_compute_the_same_is_not_published(run, tmp_path, monkeypa
 def test_only_leftovers_of_dead_processes_are_removed(run, tmp_path):
     host = socket.gethostname()
     living = [f".writing-{host}-{os.getppid()}", ".writing-elsewhere-1", "notes"]
-    dead = [f".writing-{host}-{2**22 + 1}", f".writing-{host}-{2**22 + 1}.old"]
+    dead = [f".writing-{host}-{2**22 + 1}", f".writing-{host}-{2**22 + 1}.old:notes"]
     for name in living + dead:
         (tmp_path / name).mkdir()
     export(run, tmp_path, data=False)

@@ -14,9 +14,10 @@ from mnist_dist import checkpoints
 from mnist_dist.durable_files import is_local
 from mnist_dist.errors import InputError
 from mnist_dist.run_config import RunConfig, load_run_config
-from mnist_dist.run_directory import checkpoint_dir
+from mnist_dist.run_directory import checkpoint_dir, is_being_written
 
 _POLL_SECONDS = 0.5
+_GRACE_SECONDS = 10.0  # in which a training that was started may come to write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +46,24 @@ def follow_checkpoints(
     *,
     is_stopped: Callable[[], bool],
     timeout: float,
+    is_with_training: bool = False,
 ) -> Literal["last", "timeout", "stopped"]:
     """Visits each checkpoint of a run, the oldest first, until the run's last one.
 
     The run may not have begun yet. Checkpoints that the training removes before they
     are read are passed over, as are damaged ones, with a warning.
 
+    A finished run may be about to be made longer, or started over, and its last
+    checkpoint is then not the last one. It is the last if no process writes to the run,
+    and it appeared while it was waited for, or nobody has come to write for some time:
+    `_GRACE_SECONDS`, or the `timeout` if a training is to come.
+
     Args:
       model_dir: directory of the run.
       visit: called with each checkpoint once.
       is_stopped: whether to end before the next checkpoint.
       timeout: seconds without a new checkpoint, after which to end.
+      is_with_training: whether a training of this run was started together with this.
 
     Returns:
       Why it ended: the run's `last` checkpoint was visited, the `timeout` passed, or
@@ -66,8 +74,11 @@ def follow_checkpoints(
     """
     directory = checkpoint_dir(model_dir)
     known: dict[int, int] = {}  # step -> when it was written
-    is_at_end = False
-    waiting_since = time.monotonic()
+    newest: NewCheckpoint | None = None
+    has_appeared = False  # the newest one, while it was waited for
+    is_first_look = True
+    grace = timeout if is_with_training else min(timeout, _GRACE_SECONDS)
+    waiting_since = unwritten_since = time.monotonic()
     while True:
         for step, written in reversed(_list_written(directory)):
             if is_stopped():
@@ -78,15 +89,27 @@ def follow_checkpoints(
             found = _read(model_dir, step, written)
             if found is not None:
                 visit(found)
-                is_at_end = found.config.is_last(found.arrays)
+                newest, has_appeared = found, not is_first_look
                 waiting_since = time.monotonic()
-        if is_at_end:
-            return "last"
+        is_first_look = False
+        if newest is not None and _is_last(model_dir, newest):
+            if is_being_written(model_dir):
+                unwritten_since = time.monotonic()
+                grace = min(timeout, _GRACE_SECONDS)  # the training has come
+            elif has_appeared or time.monotonic() - unwritten_since >= grace:
+                return "last"
         if is_stopped():
             return "stopped"
         if time.monotonic() - waiting_since >= timeout:
             return "timeout"
         time.sleep(_POLL_SECONDS)
+
+
+def _is_last(model_dir: str, found: NewCheckpoint) -> bool:
+    # By what the settings are now: they say so when a finished run goes on.
+    with contextlib.suppress(InputError):  # it is started over, and has none yet
+        return load_run_config(model_dir).is_last(found.arrays)
+    return False
 
 
 def _list_written(directory: str) -> list[tuple[int, int]]:
@@ -117,5 +140,10 @@ def _read(model_dir: str, step: int, written: int) -> NewCheckpoint | None:
         return None
     if "step" not in arrays:
         raise InputError(f"{prefix} holds no step: it is not a checkpoint of a run")
-    config = load_run_config(model_dir)
+    try:
+        config = load_run_config(model_dir)
+    except InputError:
+        if (step, written) in _list_written(directory):
+            raise
+        return None  # the run is started over
     return NewCheckpoint(config, prefix, step, written, arrays)

@@ -4,16 +4,26 @@ Both are named by the step and appear whole: an evaluation made again replaces t
 before, and whatever is killed when, nothing is there twice or in part.
 """
 
+import io
 import json
 import os
 import re
-import tempfile
+import time
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.image.metadata import create_summary_metadata
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.util.tensor_util import make_tensor_proto
 
 from mnist_dist.durable_files import list_names, remove, replacing, reporting_errors
+from mnist_dist.errors import InputError
 from mnist_dist.evaluations.classification_report import (
     ClassificationReport,
     format_report,
@@ -26,7 +36,11 @@ _MAX_DRAWN_CLASSES = 128
 
 
 def save_record(directory: str, step: int, record: dict[str, Any]) -> None:
-    """Writes the JSON file of a step."""
+    """Writes the JSON file of a step.
+
+    Raises:
+      RunError: it cannot be written; what was there still is.
+    """
     _write(
         record_path(directory, step),
         json.dumps(record, allow_nan=False).encode() + b"\n",
@@ -38,9 +52,62 @@ def load_record(directory: str, step: int) -> dict[str, Any] | None:
     try:
         with tf.io.gfile.GFile(record_path(directory, step), "rb") as file:
             record = json.loads(file.read())
-    except (tf.errors.OpError, ValueError, RecursionError):
+        is_record = "written" in record["evaluated"] and "sha256" in record["data"]
+    except (tf.errors.OpError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None
+    return record if is_record else None
+
+
+def check_records(
+    directory: str, record: dict[str, Any], *, known: Collection[int] = ()
+) -> set[int]:
+    """Checks that the records in a directory and this one can form one curve.
+
+    Args:
+      directory: of the records.
+      record: one more; need not be complete yet.
+      known: steps whose records need no check.
+
+    Returns:
+      The steps of all records in the directory.
+
+    Raises:
+      InputError: one is of another run, split or data set, or of other weights.
+    """
+    expected = _kind(record)
+    steps = _list_records(directory)
+    for step in steps.difference(known):
+        other = load_record(directory, step)
+        found = expected if other is None else _kind(other)
+        # What an older version did not record is taken to be the same.
+        differ = [n for n in expected if found[n] not in (None, expected[n])]
+        if differ:
+            raise InputError(
+                f"--summary_dir: {directory} has evaluations of "
+                f"{', '.join(str(found[name]) for name in differ)}, expected "
+                f"{', '.join(str(expected[name]) for name in differ)}; give another "
+                "--summary_dir"
+            )
+    return steps
+
+
+def _kind(record: dict[str, Any]) -> dict[str, str | None]:
+    """Returns, in words, what all evaluations have in common that form one curve."""
+    run, data = record["evaluated"].get("run"), record["data"]
+    return {
+        "run": run and f"the run {run}",
+        "split": f"the split {data.get('split')}",
+        "data": f"the data set with SHA-256 {str(data['sha256'])[:12]}...",
+        "weights": "the moving average"
+        if record.get("moving_average")
+        else "the weights themselves",
+    }
+
+
+def _list_records(directory: str) -> set[int]:
+    """Returns the steps that have a JSON file."""
+    found = [re.fullmatch(r"ckpt-(\d+)\.json", name) for name in list_names(directory)]
+    return {int(match[1]) for match in found if match}
 
 
 def record_path(directory: str, step: int) -> str:
@@ -49,7 +116,11 @@ def record_path(directory: str, step: int) -> str:
 
 
 def remove_records(directory: str, *, first_step: int) -> None:
-    """Removes what is of this step or a later one."""
+    """Removes what is of this step or a later one.
+
+    Raises:
+      RunError: something cannot be removed.
+    """
     for name in list_names(directory):
         match = re.fullmatch(r"ckpt-(\d+)\.json|events\.out\.tfevents\.(\d+)\.v2", name)
         if match and int(match[1] or match[2]) >= first_step:
@@ -70,30 +141,37 @@ def save_summaries(
       step: of the evaluated checkpoint.
       report: what came out; its `loss` and `accuracy` have the trainer's tags.
       images: uint8 [n, height, width, channels], those of the report.
+
+    Raises:
+      RunError: it cannot be written; what was there still is.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        with tf.summary.create_file_writer(folder).as_default(step=step) as writer:
-            tf.summary.scalar("loss", report.loss)
-            tf.summary.scalar("accuracy", report.accuracy)
-            tf.summary.scalar("errors", report.num_errors)
-            tf.summary.text("report", _as_code(format_report(report)))
-            if len(report.support) <= _MAX_DRAWN_CLASSES:
-                for number, f1 in enumerate(report.f1):
-                    if np.isfinite(f1):
-                        tf.summary.scalar(f"f1/{number}", f1)
-                if report.confusion is not None:
-                    drawn = draw_confusion(report.confusion)
-                    tf.summary.image("confusion", drawn[np.newaxis])
-            if report.num_errors:
-                mistakes = surest_mistakes(report)[: _GRID * _GRID]
-                grid = draw_grid(images[mistakes], columns=_GRID)
-                tf.summary.image("mistakes", grid[np.newaxis])
-            writer.close()
-        (name,) = os.listdir(folder)
-        with open(os.path.join(folder, name), "rb") as file:
-            events = file.read()
+    summary = Summary()
+    summary.MergeFrom(scalar_pb("loss", report.loss))
+    summary.MergeFrom(scalar_pb("accuracy", report.accuracy))
+    summary.MergeFrom(scalar_pb("errors", report.num_errors))
+    summary.MergeFrom(text_pb("report", _as_code(format_report(report))))
+    if len(report.support) <= _MAX_DRAWN_CLASSES:
+        for number, f1 in enumerate(report.f1):
+            if np.isfinite(f1):
+                summary.MergeFrom(scalar_pb(f"f1/{number}", f1))
+        if report.confusion is not None:
+            drawn = draw_confusion(report.confusion)
+            summary.MergeFrom(_image_pb("confusion", drawn))
+    if report.num_errors:
+        mistakes = surest_mistakes(report)[: _GRID * _GRID]
+        grid = draw_grid(images[mistakes], columns=_GRID)
+        summary.MergeFrom(_image_pb("mistakes", grid))
+    # In memory: TensorFlow's own writer says nothing of a disk that is full.
+    events = io.BytesIO()
+    for event in (
+        Event(file_version="brain.Event:2"),
+        Event(summary=summary, step=step),
+    ):
+        event.wall_time = time.time()
+        RecordWriter(events).write(event.SerializeToString())
     # TensorBoard reads the files in the order of their names.
-    _write(os.path.join(directory, f"events.out.tfevents.{step:012}.v2"), events)
+    path = os.path.join(directory, f"events.out.tfevents.{step:012}.v2")
+    _write(path, events.getvalue())
 
 
 def draw_confusion(confusion: np.ndarray) -> np.ndarray:
@@ -132,6 +210,19 @@ def draw_grid(images: np.ndarray, *, columns: int) -> np.ndarray:
     return grid.swapaxes(1, 2).reshape(
         rows * (height + 1), columns * (width + 1), channels
     )
+
+
+def _image_pb(tag: str, image: np.ndarray) -> Summary:
+    """Returns an image, uint8 [height, width, channels], as TensorBoard shows it."""
+    with tf.device("/CPU:0"):
+        png = tf.io.encode_png(image).numpy()
+    height, width, _ = image.shape
+    # As `tf.summary.image` lays it out.
+    tensor = make_tensor_proto([f"{width}".encode(), f"{height}".encode(), png])
+    metadata = create_summary_metadata(display_name=None, description=None)
+    summary = Summary()
+    summary.value.add(tag=tag, tensor=tensor, metadata=metadata)
+    return summary
 
 
 def _as_code(text: str) -> str:

@@ -25,6 +25,10 @@ FILE_NAME = "model_card.json"
 # Raise it when what is exported of the same weights changes.
 EXPORT_FORMAT = 2
 
+# Of what is read in a card; anything may be null, as for what is not known.
+_TYPES = {"step": int, "moving_average": bool, "data": dict}
+_DATA_TYPES = {"data_dir": str, "sha256": str, "validation_examples": int}
+
 
 def identify_model(state: TrainState, *, config: RunConfig) -> dict[str, Any]:
     """Returns the part of a card that tells one export from another."""
@@ -108,7 +112,8 @@ def load_model_card(path: str) -> dict[str, Any] | None:
       The card, or None where there is none: other tools write none.
 
     Raises:
-      InputError: it is not JSON, or a file is missing or not as it was written.
+      InputError: it is not JSON or says something of a wrong type, or a file is
+        missing or not as it was written.
     """
     written = card_path(path)
     if not tf.io.gfile.exists(written):
@@ -117,6 +122,8 @@ def load_model_card(path: str) -> dict[str, Any] | None:
         with tf.io.gfile.GFile(written, "rb") as file:
             card = json.loads(file.read())
         files = dict(card["files"])
+        _check_types(card, _TYPES)
+        _check_types(card.get("data") or {}, _DATA_TYPES)
     except (
         tf.errors.OpError,
         ValueError,
@@ -151,6 +158,13 @@ def holds_model(path: str, content: Mapping[str, Any]) -> bool:
     except InputError:
         return False
     return card is not None and all(card.get(k) == v for k, v in content.items())
+
+
+def _check_types(said: Mapping[str, Any], types: Mapping[str, type]) -> None:
+    for name, expected in types.items():
+        value = said.get(name)
+        if value is not None and type(value) is not expected:
+            raise TypeError(f"{name!r} is {value!r}, not of type {expected.__name__}")
 
 
 def _list_files(path: str) -> tuple[str, list[str]]:

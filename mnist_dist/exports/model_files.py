@@ -15,7 +15,7 @@ from mnist_dist.durable_files import (
     remove,
     reporting_errors,
 )
-from mnist_dist.errors import InputError
+from mnist_dist.errors import InputError, RunError
 from mnist_dist.evaluation import LogitsFunction
 from mnist_dist.exports import model_card
 from mnist_dist.exports.saved_model import Export, create_serving_module
@@ -31,6 +31,7 @@ from mnist_dist.run_config import RunConfig
 from mnist_dist.train_state import TrainState
 
 _NUM_VERIFIED_IMAGES = 64
+_SO = "nothing was published"
 
 
 def export_file(
@@ -81,7 +82,9 @@ def export_file(
     images = noise_images(config.image_shape, _NUM_VERIFIED_IMAGES)
     expected = inference_logits(state, images)
     # Keras and the converter know no paths with a scheme, and go by a name's ending.
-    with tempfile.TemporaryDirectory() as folder:
+    with reporting_errors("a temporary directory", so=_SO):
+        temporary = tempfile.TemporaryDirectory()
+    with temporary as folder:
         written = os.path.join(folder, name)
         try:
             if file_format == "keras":
@@ -91,10 +94,12 @@ def export_file(
                 _save_tflite(state, written, image_shape=config.image_shape)
                 logits = _load_tflite(written)
             found = logits(images)
-        except OSError:
-            raise
         # What Keras, its layers and the converter raise has no common type.
         except Exception as error:
+            if isinstance(error, OSError) or folder in str(error):
+                raise RunError(
+                    f"{written} cannot be written: {describe_error(error)}; {_SO}"
+                ) from error
             raise InputError(
                 f"--format={file_format}: the model {state.model.name!r} cannot be "
                 f"written so: {describe_error(error)}"
@@ -108,7 +113,8 @@ def export_file(
             evaluation=results,
             evaluation_checksum=evaluation_checksum,
         )
-        model_card.save_model_card(written, content | about)
+        with reporting_errors(model_card.card_path(written), so=_SO):
+            model_card.save_model_card(written, content | about)
         card = model_card.card_path(path)
         with exporting(path, overwrite=overwrite) as staging:
             tf.io.gfile.copy(written, staging)

@@ -172,17 +172,24 @@ def create_serving_module(
 def list_version_paths(directory: str) -> list[str]:
     """Returns the versions in a directory, newest first.
 
-    They are folders named by a number, and the highest is the newest, as for
-    TensorFlow Serving.
+    They are SavedModels in folders named by a number, and the highest is the newest,
+    as for TensorFlow Serving.
     """
-    names = [n for n in list_names(directory) if n.isascii() and n.isdigit()]
-    names.sort(key=int, reverse=True)
-    return [os.path.join(directory, name) for name in names]
+    paths = [os.path.join(directory, name) for name in _list_numbers(directory)]
+    return [path for path in paths if "saved_model.pb" in list_names(path)]
 
 
 def list_versions(directory: str) -> list[int]:
-    """Returns the numbers of the versions in a directory, newest first."""
-    return [int(os.path.basename(path)) for path in list_version_paths(directory)]
+    """Returns the numbers that are taken in a directory, the highest first.
+
+    By versions; or by what no version can replace: a file, a folder of something else.
+    """
+    return [int(name) for name in _list_numbers(directory)]
+
+
+def _list_numbers(directory: str) -> list[str]:
+    names = [n for n in list_names(directory) if n.isascii() and n.isdigit()]
+    return sorted(names, key=int, reverse=True)
 
 
 def _verify(

@@ -25,6 +25,7 @@ from mnist_dist.durable_files import FILE_ERRORS, describe_error, publishing
 from mnist_dist.errors import InputError, RunError
 
 MAX_WEIGHTS_RATIO = 16  # trained weights hardly compress
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no fault of what is asked for
 _MAX_FOLDERS, _MAX_DEPTH = 10_000, 8
 # What zipfile raises on damaged files: it has no class of its own for them all.
 _ZIP_ERRORS = (
@@ -137,6 +138,7 @@ def save_npz(arrays: Mapping[str, np.ndarray], path: str) -> None:
 
     Raises:
       InputError: a name cannot be a key, or nothing can be written there.
+      RunError: the disk is full.
     """
     for name in arrays:
         check_name(name, where=quoted(path))
@@ -159,6 +161,7 @@ def save_folder(arrays: Mapping[str, np.ndarray], path: str) -> None:
     Raises:
       InputError: it holds something, a name cannot be a path, or nothing can be
         written there.
+      RunError: the disk is full.
     """
     for name in arrays:
         check_name(name, where=quoted(path))
@@ -199,10 +202,13 @@ def _read_array(stream: IO[bytes], *, max_bytes: int, name: str) -> np.ndarray:
 
 def _write_array(stream: IO[bytes], array: np.ndarray) -> None:
     contiguous = np.ascontiguousarray(array).reshape(array.shape)
-    np.lib.format.write_array(stream, contiguous, version=(1, 0), allow_pickle=False)
+    header = np.lib.format.header_data_from_array_1_0(contiguous)
+    np.lib.format.write_array_header_1_0(stream, header)
+    # Not numpy's own way, which does not say why the disk took no more.
+    stream.write(contiguous.reshape(-1).view(np.uint8).data)
 
 
 def _cannot_write(path: str, error: Exception) -> InputError | RunError:
     message = f"{quoted(path)}: cannot be written ({describe_error(error)})"
-    is_full = getattr(error, "errno", None) == errno.ENOSPC
+    is_full = getattr(error, "errno", None) in _FULL
     return RunError(message) if is_full else InputError(message)

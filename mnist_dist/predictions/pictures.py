@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT
 
 from mnist_dist.errors import InputError
 
@@ -66,6 +67,7 @@ def _simplify(image: Image.Image, *, name: str) -> Image.Image:
     if image.mode == "F":
         raise InputError(f"{name}: found pixels of floats, expected integers")
     if image.mode.startswith("I"):  # 16 bits: divided by 257 and rounded
+        _check_depth(image, name=name)
         levels = (np.clip(np.asarray(image), 0, 65407) + 128) // 257
         image = Image.fromarray(levels.astype(np.uint8))
     elif image.has_transparency_data:
@@ -76,6 +78,22 @@ def _simplify(image: Image.Image, *, name: str) -> Image.Image:
     if factor > 1:
         image = image.reduce(factor)
     return _lay_on_paper(image) if image.mode == "RGBA" else image
+
+
+def _check_depth(image: Image.Image, *, name: str) -> None:
+    """Refuses integers of which a file does not say what is white, as a TIFF's 32 bits.
+
+    PNG's are of 16 bits, and those of PNM are scaled to them by the maximum they name.
+    """
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        (bits, *_), (kind, *_) = tags.get(BITSPERSAMPLE), tags.get(SAMPLEFORMAT, (1,))
+        if (bits, kind) != (16, 1):
+            sign = "unsigned" if kind == 1 else "signed"
+            raise InputError(
+                f"{name}: found pixels of {bits} bits, {sign}, expected 8 or 16 bits, "
+                "unsigned"
+            )
 
 
 def _lay_on_paper(image: Image.Image) -> Image.Image:

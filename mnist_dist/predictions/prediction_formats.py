@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
 import itertools
 import json
+import types
 from collections.abc import Iterator
 
 import numpy as np
@@ -87,12 +87,14 @@ def _format_json(batch: Batch, classes: np.ndarray, probabilities: np.ndarray) -
 
 
 def _format_csv(batch: Batch, classes: np.ndarray, probabilities: np.ndarray) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
+    lines: list[str] = []
+    sink = types.SimpleNamespace(write=lines.append)
+    # Before Python 3.13 only what is in the end of a line is put in quotes.
+    csv.writer(sink, lineterminator="\r\n").writerows(
         [file, index, *itertools.chain(*zip(labels, chances, strict=True))]
         for file, index, labels, chances in _rows(batch, classes, probabilities)
     )
-    return text.getvalue()
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
 def _format_table(
