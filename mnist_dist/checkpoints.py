@@ -262,7 +262,9 @@ def load_restored(
             )
         return None
     if restore.isascii() and restore.isdigit():
-        prefix, arrays = read_named_step(directories, restore, flag="--restore")
+        prefix, arrays = read_named_step(
+            directories, restore, flag="--restore", words="auto, none"
+        )
     else:
         directory, step = parse_prefix(restore, flag="--restore")
         own = {os.path.realpath(d) for d in directories}
@@ -271,13 +273,15 @@ def load_restored(
                 f"--restore: found {restore}, a checkpoint of another run, but "
                 f"{directories[0]} has its own (steps {listed}); expected one of these"
             )
-        prefix, arrays = read_named_step([directory], str(step), flag="--restore")
+        prefix, arrays = read_named_step(
+            [directory], str(step), flag="--restore", words="auto, none"
+        )
     check_specs(arrays, specs=specs, name=prefix)
     return arrays
 
 
 def read_named_step(
-    directories: Sequence[str], step: str, *, flag: str
+    directories: Sequence[str], step: str, *, flag: str, words: str
 ) -> tuple[str, Arrays]:
     """Reads the checkpoint of the step that a flag names.
 
@@ -285,6 +289,7 @@ def read_named_step(
       directories: where `ckpt-<step>` files lie; the first with a whole one counts.
       step: as it was given.
       flag: that names it.
+      words: what else it takes, for the error.
 
     Returns:
       As `read_newest` does.
@@ -303,8 +308,8 @@ def read_named_step(
     if damage:
         raise InputError(f"{flag}: {damage}")
     raise InputError(
-        f"{flag}: found {step}, expected one of the steps in {directories[0]}: "
-        f"{_list_steps(directories) or 'none'}"
+        f"{flag}: found {step}, expected {words} or one of the steps in "
+        f"{directories[0]}: {_list_steps(directories) or 'none'}"
     )
 
 

@@ -14,9 +14,9 @@ TensorBoard shows it beside the training's own curves:
 the run. If the last one was there from the start, it first waits 10 seconds for a training
 that makes the run longer, or starts it over; as the evaluator of TF_CONFIG, --timeout
 seconds. It ends with 1 when --timeout seconds brought no new checkpoint while more are to
-come, and with 143 when a signal stopped it. Started again, it
-evaluates what it has not evaluated yet. Another run, split, data set or kind of weights
-than what the directory holds needs another --summary_dir.
+come, and with 143 when a signal stopped it. Started again, it evaluates what it has not
+evaluated yet. Another run, split, data set or kind of weights than what the directory
+holds needs another --summary_dir.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from absl import flags
 
 from mnist_dist import program
 from mnist_dist.errors import EXIT_INPUT, EXIT_STOPPED, InputError
+from mnist_dist.standard_streams import ignore_write_errors
 from mnist_dist.workers.cluster import LAUNCH_ID
 from mnist_dist.workers.host_rendezvous import agree_with_hosts
 from mnist_dist.workers.worker_group import StopSignals, run_workers, say
@@ -212,5 +213,5 @@ def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 if __name__ == "__main__":
     sys.argv, rest = split_command(sys.argv)
-    program.outlive("stdout")  # who reads the output may go, the workers go on
+    ignore_write_errors("stdout")  # who reads the output may go, the workers go on
     program.run(functools.partial(main, train_args=rest))

@@ -1,15 +1,13 @@
 """What every program does around its `main`: flags in, an exit code out."""
 
 import contextlib
-import errno
-import io
 import math
 import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any, NoReturn
+from typing import IO, NoReturn
 
 from absl import app, flags, logging
 
@@ -21,8 +19,12 @@ from mnist_dist.errors import (
     PeerError,
     RunError,
 )
-
-_DESCRIPTORS = {"stdout": 1, "stderr": 2}
+from mnist_dist.standard_streams import (
+    OutputError,
+    flush_stdout,
+    ignore_write_errors,
+    report_write_errors,
+)
 
 
 def run(
@@ -38,8 +40,8 @@ def run(
     Wrong flags and every `InputError` become one line on standard error, exit 2;
     every `RunError` one line, exit 1; every `PeerError` one line, exit 143. A standard
     output that takes no more, as on a full disk, ends it with one line, exit 1, unless
-    it is to `outlive` that; without a word where its reader has seen enough, as `head`.
-    One that is closed is an error too, unless it is to outlive that.
+    it is to `ignore_write_errors`; without a word where its reader has seen enough, as
+    `head`. One that is closed is an error too, with the same exception.
 
     With `leaves_at_once` nothing is torn down at the end: a worker's TensorFlow takes
     seconds for that, and more if another worker is gone.
@@ -49,11 +51,11 @@ def run(
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
     logging.set_verbosity(logging.WARNING)
-    outlive("stderr")
+    ignore_write_errors("stderr")
     if _asks_help(sys.argv):
-        outlive("stdout")  # `--help | head`
-    elif sys.stdout is not None:
-        _wrap("stdout", _ReportingFile, errors=sys.stdout.errors)
+        ignore_write_errors("stdout")  # `--help | head`
+    else:
+        report_write_errors()
 
     def guarded(argv: list[str]) -> int | None:
         try:
@@ -66,7 +68,7 @@ def run(
                     f"unexpected argument {argv[1]!r}: flags begin with --"
                 )
             code = main(argv)
-            _flush_stdout()
+            flush_stdout()
             return code
         except InputError as error:
             _fail(error, EXIT_INPUT)
@@ -74,7 +76,7 @@ def run(
             _fail(error, EXIT_FAILED)
         except PeerError as error:
             _fail(error, EXIT_STOPPED)
-        except _OutputError as error:
+        except OutputError as error:
             if isinstance(error.__cause__, BrokenPipeError):
                 sys.exit(EXIT_FAILED)
             _fail(error, EXIT_FAILED)
@@ -82,8 +84,8 @@ def run(
             sys.exit(130)
         finally:
             # What an error left unwritten: Python's own try, at exit, would end in 120.
-            with contextlib.suppress(_OutputError):
-                _flush_stdout()
+            with contextlib.suppress(OutputError):
+                flush_stdout()
 
     try:
         app.run(guarded, flags_parser=_parse)
@@ -109,76 +111,6 @@ def check_checkpoint(checkpoint: str) -> None:
         raise InputError(
             f"--checkpoint: found {checkpoint!r}, expected latest, best or a step"
         )
-
-
-def outlive(name: str) -> None:
-    """Has what is printed never end the program, whoever still reads it.
-
-    The pipe's reader or the terminal may go, the disk may be full, the encoding may
-    lack a character; that must not cost a training.
-
-    Args:
-      name: `stdout` or `stderr`; one that is not the interpreter's own stays.
-    """
-    if getattr(sys, name) is None:  # it was closed: no file must take its number
-        os.dup2(os.open(os.devnull, os.O_WRONLY), _DESCRIPTORS[name])
-    _wrap(name, _UnfailingFile, errors="backslashreplace")
-
-
-class _OutputError(Exception):
-    """Standard output takes no more; the cause says why.
-
-    No `OSError`: nobody is to take it for one of the files that a program works on.
-    """
-
-
-class _ReportingFile(io.FileIO):
-    """Tells once that it cannot be written, and drops what comes after that."""
-
-    is_lost = False
-
-    def write(self, data: Any) -> int:
-        if self.is_lost:
-            return len(data)
-        try:
-            written = super().write(data)
-            if written is None:
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            return written
-        except OSError as error:
-            self.is_lost = True
-            raise _OutputError(f"standard output: {error.strerror}") from error
-
-
-class _UnfailingFile(io.FileIO):
-    """Drops what cannot be written."""
-
-    def write(self, data: Any) -> int:
-        try:
-            written = super().write(data)
-        except OSError:
-            written = None
-        return len(data) if written is None else written
-
-
-def _wrap(name: str, kind: type[io.FileIO], *, errors: str | None) -> None:
-    """Has a standard stream, if it is the interpreter's own, write by another class."""
-    stream = getattr(sys, name)
-    if stream is not getattr(sys, f"__{name}__"):
-        return
-    wrapped = io.TextIOWrapper(
-        io.BufferedWriter(kind(_DESCRIPTORS[name], "w", closefd=False)),
-        encoding=stream.encoding if stream else "utf-8",
-        errors=errors,
-        line_buffering=stream.line_buffering if stream else True,
-        write_through=stream.write_through if stream else False,
-    )
-    setattr(sys, name, wrapped)
-
-
-def _flush_stdout() -> None:
-    if sys.stdout is not None:  # it may have been closed from the start
-        sys.stdout.flush()
 
 
 @contextlib.contextmanager

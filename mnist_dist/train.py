@@ -25,6 +25,7 @@ from absl import flags
 from mnist_dist import program, train_flags
 from mnist_dist.errors import EXIT_STOPPED
 from mnist_dist.preemption import StopRequest
+from mnist_dist.standard_streams import ignore_write_errors
 from mnist_dist.train_flags import FLAGS, pick
 from mnist_dist.workers.cluster import Cluster, find_cluster
 
@@ -209,5 +210,5 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
 
 if __name__ == "__main__":
     flags.adopt_module_key_flags(train_flags)  # for --help to list them
-    program.outlive("stdout")
+    ignore_write_errors("stdout")
     program.run(main, leaves_at_once=True)

@@ -123,7 +123,9 @@ def read_checkpoint(model_dir: str, checkpoint: str) -> tuple[str, checkpoints.A
                 "its data"
             )
         return found
-    return checkpoints.read_named_step(every, checkpoint, flag="--checkpoint")
+    return checkpoints.read_named_step(
+        every, checkpoint, flag="--checkpoint", words="latest, best"
+    )
 
 
 def restore(

@@ -306,7 +306,7 @@ def test_wrong_restore_says_what_there_is(directory, tmp_path_factory):
         with pytest.raises(InputError, match=match):
             load_restored([directory], restore=restore, specs=SPECS)
 
-    refused("7", r"--restore: found 7, expected one of .* 3, 2, 1")
+    refused("7", r"--restore: found 7, expected auto, none or one of .* 3, 2, 1")
     refused("none", "--restore=none: found checkpoints")
     refused(f"{directory}/ckpt-7", "--restore: found '.*ckpt-7', expected the path")
     elsewhere = tmp_path_factory.mktemp("elsewhere")

@@ -11,6 +11,7 @@ PROGRAM = """
 import os, sys
 from absl import logging
 from mnist_dist import program
+from mnist_dist.standard_streams import ignore_write_errors
 from mnist_dist.errors import InputError
 
 def main(argv):
@@ -27,7 +28,7 @@ def main(argv):
     return 0
 
 if os.environ.get("OUTLIVE"):
-    program.outlive("stdout")
+    ignore_write_errors("stdout")
 program.run(main)
 """
 
