@@ -130,6 +130,7 @@ def run_module(module: str, arguments: list[str]) -> NoReturn:
             exec(text, {"__name__": "__main__"})
         else:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
     except SystemExit as error:
         code = error.code
         if isinstance(code, str):

@@ -181,37 +181,31 @@ def test_signal_to_one_worker_stops_all_at_one_step(rank, number, start, tmp_pat
 # of its own in the place of ours.
 SIGNALLED_WHILE_CONNECTING = """
 import contextlib, os, runpy, signal, sys
-from mnist_dist.workers import exit_timer
-limit = exit_timer.exits_unless_done_within
+from mnist_dist import distribution
+limit = distribution.exits_unless_done_within
 @contextlib.contextmanager
 def limit_and_signal(seconds, *, code):
     with limit(seconds, code=code):
         yield
     os.kill(os.getpid(), signal.SIGTERM)
-exit_timer.exits_unless_done_within = limit_and_signal
+distribution.exits_unless_done_within = limit_and_signal
 runpy.run_module("mnist_dist.train", run_name="__main__", alter_sys=True)
 """
 
 
-def test_signal_while_tensorflow_connects_is_not_lost(start, one_process, tmp_path):
+def test_signal_while_tensorflow_connects_is_not_lost(
+    start, fork_server, one_process, tmp_path
+):
     hosts = free_hosts(2)
     (chief,) = start(tmp_path, "--train_steps=60", ranks=[0], hosts=hosts)
-    other = subprocess.run(
-        [
-            *(sys.executable, "-c", SIGNALLED_WHILE_CONNECTING, *COMMON),
-            *(f"--model_dir={tmp_path}/not-for-1", "--train_steps=60"),
-            *(
-                f"--peer_timeout={PEER_TIMEOUT}",
-                f"--worker_hosts={hosts}",
-                "--task_index=1",
-            ),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+    other = fork_server.start(
+        *("-c", SIGNALLED_WHILE_CONNECTING, *COMMON),
+        *(f"--model_dir={tmp_path}/not-for-1", "--train_steps=60"),
+        *(f"--peer_timeout={PEER_TIMEOUT}", f"--worker_hosts={hosts}"),
+        "--task_index=1",
     )
-    assert (other.returncode, chief.wait()) == (143, 143), other.stderr
-    assert "stopped by SIGTERM at step 1 and saved" in other.stdout
+    assert (other.wait(), chief.wait()) == (143, 143), other.stderr()
+    assert "stopped by SIGTERM at step 1 and saved" in other.stdout()
     assert list_checkpoints(str(tmp_path / "checkpoints")) == [1]
     finish(start(tmp_path, "--train_steps=60"))
     assert_same_weights(tmp_path, one_process)
