@@ -20,6 +20,7 @@ FLAGS = [
     "--global_batch_size=64",
     "--checkpoint_interval=100",
     "--eval_interval=600",
+    "--enable_xla=off",
     "--noexport",
 ]
 PEER_TIMEOUT = 5

@@ -25,6 +25,7 @@ FLAGS = [
     "--checkpoint_interval=100",
     "--summary_interval=100",
     "--eval_interval=600",
+    "--enable_xla=off",
     "--noexport",
 ]
 
