@@ -4,6 +4,7 @@ A fork takes a second to train where a new interpreter takes five. What is forke
 imported everything and run nothing, so that it is as good as new.
 """
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -17,6 +18,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+CLONE_NEWNET = 0x40000000
 LONGEST_SECONDS = 300.0  # that a test's process may take
 
 
@@ -79,6 +81,7 @@ class ForkServer:
         folder: Path | None = None,
         stdin: str = os.devnull,
         stdout: str | None = None,
+        network: str | None = None,
     ) -> Process:
         """Starts `python -m module arguments`, or `python -c`.
 
@@ -90,6 +93,7 @@ class ForkServer:
           folder: to run in, where modules are found too.
           stdin: a file.
           stdout: a file to write to, which `stdout` does not give then.
+          network: a namespace, as `ip netns` names it.
         """
         self._count += 1
         files = str(self._folder / str(self._count))
@@ -99,6 +103,7 @@ class ForkServer:
         request["limits"] = limits or {}
         request["environment"] = environment or {}
         request |= {"folder": str(folder or ""), "stdin": stdin, "stdout": stdout}
+        request["network"] = network
         return Process(self, self.request(request)[0], files)
 
     def request(self, request: dict) -> list[int]:
@@ -174,6 +179,11 @@ def _run(request: dict) -> None:
     ):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
     os.dup2(os.open(request["stdin"], os.O_RDONLY), 0)
+    if request["network"]:
+        namespace = os.open(f"/run/netns/{request['network']}", os.O_RDONLY)
+        if ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(namespace)
     if request["folder"]:
         os.chdir(request["folder"])
         sys.path.insert(0, request["folder"])

@@ -101,7 +101,8 @@ def test_all_readers_of_a_run_agree_on_every_test_image(
     np.save(tmp_path / "images.npy", images)
     flags = [f"--model_dir={model_dir}", f"--model={model}", f"--train_steps={STEPS}"]
     answers = str(tmp_path / "live.npy")
-    process = fork_server.start("-c", LIVE, answers, *flags, "--noprogress")
+    flags += ["--noprogress", "--enable_xla=off"]
+    process = fork_server.start("-c", LIVE, answers, *flags)
     assert process.wait() == 0, process.stderr()
 
     others = {
