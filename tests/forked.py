@@ -4,6 +4,7 @@ A fork takes a second to train where a new interpreter takes five. What is forke
 imported everything and run nothing, so that it is as good as new.
 """
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -17,6 +18,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+CLONE_NEWNET = 0x40000000
 LONGEST_SECONDS = 300.0  # that a test's process may take
 
 
@@ -58,7 +60,7 @@ class Process:
 
 
 class ForkServer:
-    """Runs modules of the package in forks of one process."""
+    """Runs modules, or programs given as text, in forks of one process."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -76,14 +78,22 @@ class ForkServer:
         *arguments: str,
         limits: dict[str, int] | None = None,
         environment: dict[str, str] | None = None,
+        folder: Path | None = None,
+        stdin: str = os.devnull,
+        stdout: str | None = None,
+        network: str | None = None,
     ) -> Process:
-        """Starts `python -m module arguments`.
+        """Starts `python -m module arguments`, or `python -c`.
 
         Args:
-          module: to run.
+          module: to run; `-c` runs the text that is the first argument.
           arguments: of its command line.
           limits: as `resource` names them.
           environment: more variables.
+          folder: to run in, where modules are found too.
+          stdin: a file.
+          stdout: a file to write to, which `stdout` does not give then.
+          network: a namespace, as `ip netns` names it.
         """
         self._count += 1
         files = str(self._folder / str(self._count))
@@ -92,6 +102,8 @@ class ForkServer:
         request = {"module": module, "arguments": arguments, "files": files}
         request["limits"] = limits or {}
         request["environment"] = environment or {}
+        request |= {"folder": str(folder or ""), "stdin": stdin, "stdout": stdout}
+        request["network"] = network
         return Process(self, self.request(request)[0], files)
 
     def request(self, request: dict) -> list[int]:
@@ -114,11 +126,16 @@ def import_everything() -> None:
 
 
 def run_module(module: str, arguments: list[str]) -> NoReturn:
-    """Is `python -m module arguments`, to the end of the process."""
+    """Is `python -m module arguments`, or `python -c`, to the end of the process."""
     sys.argv = [module, *arguments]
     code: object = 1
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module == "-c":
+            text = sys.argv.pop(1)
+            exec(text, {"__name__": "__main__"})
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
     except SystemExit as error:
         code = error.code
         if isinstance(code, str):
@@ -156,10 +173,20 @@ def _wait(pid: int) -> list[int]:
 
 
 def _run(request: dict) -> None:
-    for stream, suffix in ((1, "out"), (2, "err")):
-        path = f"{request['files']}.{suffix}"
+    for stream, path in (
+        (1, request["stdout"] or f"{request['files']}.out"),
+        (2, f"{request['files']}.err"),
+    ):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(request["stdin"], os.O_RDONLY), 0)
+    if request["network"]:
+        namespace = os.open(f"/run/netns/{request['network']}", os.O_RDONLY)
+        if ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(namespace)
+    if request["folder"]:
+        os.chdir(request["folder"])
+        sys.path.insert(0, request["folder"])
     for name, limit in request["limits"].items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
     os.environ.update(request["environment"])

@@ -14,6 +14,7 @@ import sys
 from forked import import_everything, run_module
 
 from mnist_dist import launch
+from mnist_dist.workers import worker_group
 
 
 class ForkingPopen(subprocess.Popen):
@@ -43,6 +44,7 @@ if __name__ == "__main__":
     import_everything()
     subprocess.Popen = ForkingPopen
     launch.FIRST_DELAY = 0.1
+    worker_group.LOST_SECONDS = 0.5
     max_restarts, model_dir, *flags = sys.argv[1:]
     sys.exit(
         launch.launch(

@@ -1,7 +1,8 @@
-"""A real Slurm of two nodes on this host, for tests; needs root and the packages.
+"""A real Slurm of four nodes on this host, for tests; needs root and the packages.
 
 Nodes are daemons of their own (`slurmd -N n1`), which Debian's build allows on one
-host. Everything lies in one folder and ends with `close`.
+host. Everything lies in one folder and ends with `close`. Several clusters may run at
+once, if each has a number of its own.
 """
 
 import contextlib
@@ -15,10 +16,12 @@ import time
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "setpriv")
+NODES = ("n1", "n2", "n3", "n4")
 CONFIG = """
 ClusterName=ci
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort=16817
+SlurmctldPort={port}
+FirstJobId={first_job}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/munge.socket,cred_expire=5
 CredType=cred/munge
@@ -47,8 +50,9 @@ JobRequeue=1
 KillWait=5
 SlurmctldTimeout=30
 SlurmdTimeout=10
+MessageTimeout=3
 SlurmdParameters=config_overrides
-NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[17001-17002] CPUs=2 State=UNKNOWN
+NodeName=n[1-4] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{port}1-{port}4] CPUs=4 State=UNKNOWN
 PartitionName=debug Nodes=ALL Default=YES MaxTime=00:30:00 State=UP
 """
 
@@ -74,7 +78,9 @@ class SlurmCluster:
       environ: the environment in which Slurm's commands find this cluster.
     """
 
-    def __init__(self, folder: Path, *, requeue_exit: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, number: int = 0, requeue_exit: bool = True
+    ) -> None:
         self.folder = folder
         self.environ = {
             **os.environ,
@@ -83,20 +89,24 @@ class SlurmCluster:
         }
         self._daemons: dict[str, subprocess.Popen] = {}
         folder.chmod(0o755)
-        for name in ("munge", "state", "run", "log", "spool-n1", "spool-n2"):
+        for name in ("munge", "state", "run", "log", *(f"spool-{n}" for n in NODES)):
             (folder / name).mkdir()
         (folder / "slurm.conf").write_text(
             CONFIG.format(
                 host=socket.gethostname().split(".")[0],
                 folder=folder,
+                port=1681 + number,
+                first_job=1 + 50 * number,  # whose ports no other cluster's jobs take
                 requeue_exit="RequeueExit=143" if requeue_exit else "",
             )
         )
         self._start_munge()
         self._start("slurmctld", "-D")
-        for node in ("n1", "n2"):
+        for node in NODES:
             self.start_node(node)
-        self.wait_until(lambda: self.command("sinfo", "-h", "-o%t%D") == "idle2\n")
+        self.wait_until(
+            lambda: self.command("sinfo", "-h", "-o%t%D") == f"idle{len(NODES)}\n"
+        )
 
     def start_node(self, node: str) -> None:
         self._start("slurmd", "-D", "-N", node, name=node)

@@ -184,7 +184,7 @@ def test_watch_never_mixes_or_removes_evaluations_of_another_kind(
     assert evaluate(fork_server, *flags, *same) == ""
 
 
-def test_watch_works_on_a_path_with_a_scheme(tmp_path):
+def test_watch_works_on_a_path_with_a_scheme(fork_server, tmp_path):
     create_run(tmp_path / "run", steps=(1, 2))
     program = (
         "import os, sys, tensorflow as tf\n"
@@ -200,14 +200,9 @@ def test_watch_works_on_a_path_with_a_scheme(tmp_path):
         "assert evaluate.main([]) == 0\n"
         "print(sorted(tf.io.gfile.listdir(f'{remote}/eval_watch')))\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "run")],
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    *lines, listed = result.stdout.splitlines()
+    process = fork_server.start("-c", program, str(tmp_path / "run"))
+    assert process.wait() == 0, process.stderr()
+    *lines, listed = process.stdout().splitlines()
     assert [line.split()[1] for line in lines] == ["1", "2"]
     assert "ckpt-1.json" in listed
     assert "ckpt-2.json" in listed

@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -58,7 +56,9 @@ def test_export_writes_what_train_wrote(trained, fork_server, tmp_path):
     assert card(tmp_path) == card(f"{model_dir}/export")
 
 
-def test_saved_model_cli_shows_and_runs_the_signatures(trained, mnist, tmp_path):
+def test_saved_model_cli_shows_and_runs_the_signatures(
+    trained, fork_server, mnist, tmp_path
+):
     model_dir, _ = trained
     path = f"{model_dir}/export/60"
     images = mnist.test.images[:3]
@@ -67,11 +67,12 @@ def test_saved_model_cli_shows_and_runs_the_signatures(trained, mnist, tmp_path)
     np.save(tmp_path / "png.npy", np.array(encoded, object))
 
     def run_cli(*arguments):
-        command = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli"]
-        command += [*arguments, "--dir", path, "--tag_set", "serve"]
-        result = subprocess.run(command, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
+        arguments = [*arguments, "--dir", path, "--tag_set", "serve"]
+        process = fork_server.start(
+            "tensorflow.python.tools.saved_model_cli", *arguments
+        )
+        assert process.wait() == 0, process.stderr()
+        return process.stdout()
 
     expected = tf.saved_model.load(path).signatures["serving_default"](
         images=tf.constant(images)

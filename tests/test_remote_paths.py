@@ -5,8 +5,6 @@ Such a file system dies with its process, so one process trains, goes on and loo
 
 import json
 import os
-import subprocess
-import sys
 
 PROGRAM = """
 import json, sys
@@ -40,22 +38,16 @@ print(json.dumps({
 """
 
 
-def test_run_trains_goes_on_and_exports_on_a_path_with_a_scheme(tmp_path):
-    result = subprocess.run(
-        [
-            *(sys.executable, "-c", PROGRAM),
-            *("--model_dir=ram://runs/a", "--model=mlp", "--enable_xla=off"),
-            *("--lr_schedule=constant", "--noprogress", "--override_config"),
-            *("--summary_interval=10", "--eval_interval=20", "--train_steps=20"),
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        check=False,
+def test_run_trains_goes_on_and_exports_on_a_path_with_a_scheme(fork_server, tmp_path):
+    process = fork_server.start(
+        *("-c", PROGRAM),
+        *("--model_dir=ram://runs/a", "--model=mlp", "--enable_xla=off"),
+        *("--lr_schedule=constant", "--noprogress", "--override_config"),
+        *("--summary_interval=10", "--eval_interval=20", "--train_steps=20"),
+        folder=tmp_path,
     )
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout.splitlines()[-1]) == {
+    assert process.wait() == 0, process.stderr()
+    assert json.loads(process.stdout().splitlines()[-1]) == {
         "train": [10, 20, 30, 40],
         "eval": [20, 40],
         "checkpoints": [[20, ""], [40, ""]],
@@ -73,5 +65,5 @@ def test_run_trains_goes_on_and_exports_on_a_path_with_a_scheme(tmp_path):
         ],
         "versions": ["20", "40"],
     }
-    assert result.stderr.count("ram://runs/a cannot be locked") == 2  # once a start
+    assert process.stderr().count("ram://runs/a cannot be locked") == 2  # once a start
     assert os.listdir(tmp_path) == []  # nothing in a folder named `ram:`

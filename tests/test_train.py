@@ -59,6 +59,18 @@ def train(run_train):
 
 
 @pytest.fixture(scope="module")
+def start_train(fork_server):
+    """Starts a training, for a test that runs several at once."""
+
+    def start(model_dir, *flags):
+        return fork_server.start(
+            "mnist_dist.train", f"--model_dir={model_dir}", *COMMON, *flags
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, train):
     model_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
     return model_dir, train(model_dir, "--train_steps=120")
@@ -199,17 +211,15 @@ def test_signal_before_the_first_step_leaves_no_checkpoint(fork_server, tmp_path
     assert "at step 0; the same command goes on" in process.stdout()
 
 
-def test_killed_20_times_a_run_ends_as_if_undisturbed(fork_server, train, tmp_path):
+def test_killed_20_times_a_run_ends_as_if_undisturbed(start_train, train, tmp_path):
     flags = ["--train_steps=4000", "--ema_decay=0.9", "--noexport", "--noaugment"]
     flags.append("--eval_interval=200")
-    train(tmp_path / "whole", *flags)
+    whole = start_train(tmp_path / "whole", *flags)
     killed, rng = tmp_path / "killed", random.Random(1)
     directory = str(killed / "checkpoints")
     reached = [0]
     for number in range(20):
-        process = fork_server.start(
-            "mnist_dist.train", f"--model_dir={killed}", *COMMON, *flags
-        )
+        process = start_train(killed, *flags)
         # Of four kills one anywhere, early too, and three while it trains or saves.
         if number % 4:
             deadline = time.monotonic() + 60
@@ -225,6 +235,7 @@ def test_killed_20_times_a_run_ends_as_if_undisturbed(fork_server, train, tmp_pa
     assert reached[-1] < 4000
     assert len(set(reached)) > 15
     train(killed, *flags)
+    assert whole.wait() == 0, whole.stderr()
     assert_same_run(killed, tmp_path / "whole")
     assert scalars(killed) == scalars(tmp_path / "whole")
 
@@ -447,11 +458,14 @@ def test_all_checkpoints_damaged_exits_2_and_touches_nothing(
     assert {**after, lock: b""} == {**before, lock: b""}
 
 
-def test_compiled_run_in_two_parts_equals_the_whole_bit_for_bit(train, tmp_path):
+def test_compiled_run_in_two_parts_equals_the_whole_bit_for_bit(
+    start_train, train, tmp_path
+):
     flags = ["--enable_xla=on", "--noexport", "--train_epochs=0.3"]
-    train(tmp_path / "whole", *flags)
+    whole = start_train(tmp_path / "whole", *flags)
     train(tmp_path / "parts", *flags, "--steps_per_loop=7")
     train(tmp_path / "parts", *flags, "--restore=80")
+    assert whole.wait() == 0, whole.stderr()
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
@@ -562,10 +576,11 @@ def test_restart_by_a_launcher_overwrites_and_reverts_only_once(fork_server, tmp
     assert start("third", "--restore=20", "--train_steps=80") == [20, 40, 60, 80]
 
 
-def test_deterministic_runs_are_equal_on_several_replicas_too(train, tmp_path):
+def test_deterministic_runs_are_equal_on_several_replicas_too(start_train, tmp_path):
     flags = ["--train_steps=40", "--deterministic", "--logical_cpus=2", "--noexport"]
-    for name in ("one", "two"):
-        train(tmp_path / name, *flags)
+    runs = [start_train(tmp_path / name, *flags) for name in ("one", "two")]
+    for process in runs:
+        assert process.wait() == 0, process.stderr()
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 

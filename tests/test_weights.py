@@ -2,8 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,35 +28,42 @@ SHORT = ["--noprogress", "--enable_xla=off", "--noaugment", "--train_steps=60"]
 SHORT += ["--eval_interval=20", "--checkpoint_interval=20"]
 
 
-def run(verb, *arguments, path="."):
-    return subprocess.run(
-        [sys.executable, "-m", "mnist_dist", verb, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(path), *sys.path])},
-    )
+@pytest.fixture(scope="module")
+def run(fork_server):
+    def run(verb, *arguments, folder=None):
+        process = fork_server.start("mnist_dist", verb, *arguments, folder=folder)
+        process.wait()
+        return process
 
-
-def succeed(*arguments, **kwargs):
-    result = run(*arguments, **kwargs)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def rows(*arguments):
-    return json.loads(succeed("weights", *arguments, "--format=json"))["rows"]
+    return run
 
 
 @pytest.fixture(scope="module")
-def mlp(tmp_path_factory):
+def succeed(run):
+    def succeed(*arguments, **kwargs):
+        process = run(*arguments, **kwargs)
+        assert process.wait() == 0, process.stderr()
+        return process.stdout()
+
+    return succeed
+
+
+@pytest.fixture(scope="module")
+def rows(succeed):
+    return lambda *arguments: json.loads(
+        succeed("weights", *arguments, "--format=json")
+    )["rows"]
+
+
+@pytest.fixture(scope="module")
+def mlp(succeed, tmp_path_factory):
     path = str(tmp_path_factory.mktemp("runs") / "mlp")
     # Two replicas: what reads the weights knows nothing of the strategy.
     succeed("train", f"--model_dir={path}", "--model=mlp", "--logical_cpus=2", *SHORT)
     return path
 
 
-def test_list_gives_the_key_under_which_tensorflow_finds_each_weight(mlp):
+def test_list_gives_the_key_under_which_tensorflow_finds_each_weight(mlp, rows):
     found = rows("list", f"--model_dir={mlp}", "--nouse_ema")
     reader = tf.train.load_checkpoint(f"{mlp}/checkpoints/ckpt-60")
     assert [(r["layer"], r["weight"]) for r in found] == [
@@ -71,13 +77,15 @@ def test_list_gives_the_key_under_which_tensorflow_finds_each_weight(mlp):
         assert row["norm"] == pytest.approx(np.linalg.norm(array), rel=1e-5)
 
 
-def test_saved_model_holds_the_weights_that_save_takes(mlp):
+def test_saved_model_holds_the_weights_that_save_takes(mlp, rows):
     found = rows("diff", f"--from={mlp}", f"--to={mlp}/export")
     assert [r["layer"] for r in found] == ["dense_layer_1", "dense_layer_2"]
     assert [r["num_different"] for r in found] == [0, 0]
 
 
-def test_layers_named_in_one_flag_or_several_are_all_taken(mlp, tmp_path):
+def test_layers_named_in_one_flag_or_several_are_all_taken(
+    mlp, tmp_path, succeed, rows
+):
     both = "dense_layer_1:a", "dense_layer_2:b"
     flags = [f"--from={mlp}", f"--output={tmp_path}/one.npz"]
     succeed("weights", "transplant", *flags, f"--map={','.join(both)}")
@@ -92,7 +100,7 @@ def test_layers_named_in_one_flag_or_several_are_all_taken(mlp, tmp_path):
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_first_layer_of_a_run_in_a_network_of_ones_own_in_two_commands(
-    frozen, mlp, tmp_path
+    frozen, mlp, tmp_path, succeed
 ):
     (tmp_path / "mine.py").write_text(MINE)
     file = f"{tmp_path}/features.npz"
@@ -103,7 +111,7 @@ def test_first_layer_of_a_run_in_a_network_of_ones_own_in_two_commands(
     flags += ["--freeze=features"] if frozen else ["--train_steps=1"]
     # With a rate of 0 a layer that is not frozen shows what it started from.
     flags += [] if frozen else ["--learning_rate=0"]
-    output = succeed("train", *flags, path=tmp_path)
+    output = succeed("train", *flags, folder=tmp_path)
     assert "init_from  features applied as features: bias float32 [128]" in output
     expected = load_layer(mlp, "dense_layer_1")
     for use_ema in (True, False):
@@ -112,14 +120,14 @@ def test_first_layer_of_a_run_in_a_network_of_ones_own_in_two_commands(
             assert found[name].tobytes() == array.tobytes()
 
 
-def test_load_and_transplant_change_a_run_that_goes_on(mlp, tmp_path):
+def test_load_and_transplant_change_a_run_that_goes_on(mlp, tmp_path, run, succeed):
     target = f"{tmp_path}/target"
     common = ["train", f"--model_dir={target}", "--model=mlp", "--seed=5", "--noexport"]
     succeed(*common, *SHORT, "--train_steps=20", "--lr_schedule=constant")
     with open_for_writing(target):
         result = run("weights", "load", f"--from={mlp}", f"--model_dir={target}")
-        assert result.returncode == 2
-        assert "is being written by process" in result.stderr
+        assert result.wait() == 2
+        assert "is being written by process" in result.stderr()
     before = load_arrays(f"{target}/checkpoints/ckpt-20")
     output = succeed(
         "weights", "transplant", f"--from={mlp}", f"--model_dir={target}",
@@ -157,7 +165,7 @@ def evaluated_steps(model_dir):
     return [record["step"] for record in records if record["kind"] == "eval"]
 
 
-def test_load_changes_the_checkpoint_that_the_run_goes_on_from(mlp, tmp_path):
+def test_load_changes_the_checkpoint_that_the_run_goes_on_from(mlp, tmp_path, succeed):
     create_run(tmp_path / "run", steps=(1, 2), best_step=2)
     for path in (tmp_path / "run" / "checkpoints").glob("ckpt-2.*"):
         path.unlink()  # killed between the evaluation and the checkpoint
@@ -174,9 +182,9 @@ def test_load_changes_the_checkpoint_that_the_run_goes_on_from(mlp, tmp_path):
     np.testing.assert_array_equal(found["model/dense_layer_1/kernel"], expected)
 
 
-def test_checkpoints_are_listed_and_gone_back_to(mlp, tmp_path):
+def test_checkpoints_are_listed_and_gone_back_to(mlp, tmp_path, run, succeed, rows):
     run_dir = f"{tmp_path}/run"
-    subprocess.run(["cp", "-r", mlp, run_dir], check=True)
+    shutil.copytree(mlp, run_dir)
     os.truncate(f"{run_dir}/checkpoints/ckpt-40.data-00000-of-00001", 1000)
     found = rows("checkpoints", f"--model_dir={run_dir}")
     with open(f"{run_dir}/metrics.jsonl") as file:
@@ -192,8 +200,8 @@ def test_checkpoints_are_listed_and_gone_back_to(mlp, tmp_path):
     best = max(accuracies, key=accuracies.__getitem__)
     assert [r["step"] for r in found if r["is_best"]] == [best]
     result = run("weights", "revert", f"--model_dir={run_dir}", "--step=40")
-    assert result.returncode == 2
-    assert "found 40, expected one of the whole checkpoints" in result.stderr
+    assert result.wait() == 2
+    assert "found 40, expected one of the whole checkpoints" in result.stderr()
     assert list_checkpoints(f"{run_dir}/checkpoints") == [60, 40, 20]
     watched = f"{run_dir}/eval_watch"
     os.mkdir(watched)
@@ -206,7 +214,7 @@ def test_checkpoints_are_listed_and_gone_back_to(mlp, tmp_path):
     assert list_checkpoints(f"{run_dir}/checkpoints/later-than-20") == [60, 40]
 
 
-def test_revert_as_json_says_what_became_of_the_run(tmp_path):
+def test_revert_as_json_says_what_became_of_the_run(tmp_path, succeed):
     create_run(tmp_path, steps=(1, 2), best_step=2)
     (tmp_path / "export" / "2").mkdir(parents=True)
     flags = [f"--model_dir={tmp_path}", "--step=1", "--format=json"]
@@ -218,7 +226,9 @@ def test_revert_as_json_says_what_became_of_the_run(tmp_path):
     }
 
 
-def test_choice_that_a_source_does_not_have_is_refused(mlp, tmp_path, fork_server):
+def test_choice_that_a_source_does_not_have_is_refused(
+    mlp, tmp_path, fork_server, succeed
+):
     file = f"{tmp_path}/F.npz"
     flags = [f"--from={mlp}", f"--output={file}", "--checkpoint=20", "--nouse_ema"]
     succeed("weights", "save", *flags)
