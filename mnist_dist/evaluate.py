@@ -125,7 +125,7 @@ class _Model:
 def main(argv: Sequence[str]) -> int:
     """Evaluates what the flags say; returns the exit code."""
     del argv
-    _check_flags()
+    check_flags()
     stop = StopRequest() if FLAGS.watch else None  # before the imports start threads
     with program.quiet_imports():
         from mnist_dist import distribution, run_directory
@@ -165,7 +165,7 @@ def _load_checkpoint(strategy: tf.distribute.Strategy) -> _Model:
 
 
 def _create_model(strategy: tf.distribute.Strategy, trained: TrainedModel) -> _Model:
-    from mnist_dist.evaluation import create_logits_function
+    from mnist_dist.evaluations.split_predictions import create_logits_function
 
     config = trained.config
     return _Model(
@@ -208,8 +208,10 @@ def _load_saved_model(directory: str) -> _Model:
 
 def _load_split(models: list[_Model]) -> tuple[Split, dict[str, Any]]:
     """Loads what all the models are evaluated on, and what the results say of it."""
-    from mnist_dist.evaluation import load_split
-    from mnist_dist.trained_model import warn_of_other_data
+    from mnist_dist.evaluations.split_predictions import (
+        load_split,
+        warn_of_other_data,
+    )
 
     first = models[0]
     for other in models[1:]:
@@ -247,10 +249,10 @@ def _create_reports(
     models: list[_Model], split: Split
 ) -> tuple[list[ClassificationReport], ClassificationReport | None]:
     """Evaluates each model and, of several, the average of their probabilities."""
-    from mnist_dist.evaluation import predict_split
     from mnist_dist.evaluations.classification_report import (
         create_classification_report,
     )
+    from mnist_dist.evaluations.split_predictions import predict_split
 
     num_classes = models[0].num_classes
     each, together = predict_split(
@@ -448,12 +450,13 @@ class _Watcher:
             remove_records(self._directory, first_step=max(steps) + 1)
 
 
-def _check_flags() -> None:
-    if (not FLAGS.model_dir) == (not FLAGS.export_dir):
-        raise InputError(
-            f"--model_dir and --export_dir: found {'both' if FLAGS.model_dir else 'neither'}"
-            ", expected one of the two"
-        )
+def check_flags() -> None:
+    """Checks what one flag's own bounds cannot say.
+
+    Raises:
+      InputError: names the flag, what was found and what was expected.
+    """
+    program.check_one_of("model_dir", "export_dir")
     program.check_checkpoint(FLAGS.checkpoint)
     if FLAGS.export_dir:
         for name in _RUN_FLAGS:

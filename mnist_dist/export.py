@@ -54,18 +54,21 @@ FLAGS = flags.FLAGS
 def main(argv: Sequence[str]) -> int:
     """Exports one checkpoint; returns the exit code."""
     del argv
-    _check_flags()
+    check_flags()
     with program.quiet_imports():
         import tensorflow as tf
 
         from mnist_dist import run_directory
-        from mnist_dist.evaluation import load_split
+        from mnist_dist.evaluations.split_predictions import (
+            load_split,
+            warn_of_other_data,
+        )
         from mnist_dist.exports.model_files import export_file
         from mnist_dist.exports.saved_model import (
             export_saved_model,
             list_version_paths,
         )
-        from mnist_dist.trained_model import load_trained_model, warn_of_other_data
+        from mnist_dist.trained_model import load_trained_model
 
     # A training may need all of the GPUs' memory meanwhile.
     tf.config.set_visible_devices([], "GPU")
@@ -125,7 +128,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _check_flags() -> None:
+def check_flags() -> None:
+    """Checks what one flag's own bounds cannot say.
+
+    Raises:
+      InputError: names the flag, what was found and what was expected.
+    """
     if not FLAGS.model_dir:
         raise InputError("--model_dir: found nothing, expected the directory of a run")
     program.check_checkpoint(FLAGS.checkpoint)

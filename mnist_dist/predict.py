@@ -120,11 +120,7 @@ def check_flags(files: Sequence[str]) -> None:
     Raises:
       InputError: names the flag, what was found and what was expected.
     """
-    if bool(FLAGS.model_dir) == bool(FLAGS.export_dir):
-        found = "both" if FLAGS.model_dir else "neither"
-        raise InputError(
-            f"--model_dir and --export_dir: found {found}, expected one of the two"
-        )
+    program.check_one_of("model_dir", "export_dir")
     if not files:
         raise InputError("found no file, expected files, folders or - (standard input)")
 

@@ -100,6 +100,20 @@ def run(
         raise
 
 
+def check_one_of(first: str, second: str) -> None:
+    """Checks that one of two flags is given.
+
+    Raises:
+      InputError: both are, or neither.
+    """
+    given = [bool(flags.FLAGS[name].value) for name in (first, second)]
+    if sum(given) != 1:
+        raise InputError(
+            f"--{first} and --{second}: found {'both' if all(given) else 'neither'}, "
+            "expected one of the two"
+        )
+
+
 def check_checkpoint(checkpoint: str) -> None:
     """Checks what --checkpoint names, as far as that can be told without the run.
 

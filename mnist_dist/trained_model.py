@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Literal
 
-from absl import logging
-
 from mnist_dist import checkpoints
 from mnist_dist.errors import InputError
 from mnist_dist.models import create_model
@@ -56,28 +54,6 @@ def load_trained_model(
     prefix, arrays = read_checkpoint(model_dir, checkpoint)
     state = create_inference_state(config, model_dir=model_dir)
     return restore(state, config=config, prefix=prefix, arrays=arrays, use_ema=use_ema)
-
-
-def warn_of_other_data(
-    model: str, *, expected: str | None, source: str, found: str
-) -> None:
-    """Warns if a data set is not the one that a model was trained on.
-
-    Args:
-      model: its name.
-      expected: checksum of what it was trained on; None or empty if that is not known.
-      source: where the data set was read.
-      found: its checksum.
-    """
-    if expected and found != expected:
-        logging.warning(
-            "%s was trained on other data than what is now in %s (SHA-256 %s..., not "
-            "%s...): the results may mean nothing",
-            model,
-            source,
-            found[:12],
-            expected[:12],
-        )
 
 
 def create_inference_state(config: RunConfig, *, model_dir: str) -> TrainState:

@@ -15,7 +15,7 @@ from mnist_dist.device_data import DeviceSplit, fits_on_device
 from mnist_dist.distribution import broadcast_from_chief
 from mnist_dist.durable_files import remove_unfinished, reporting_errors
 from mnist_dist.errors import RunError
-from mnist_dist.evaluation import evaluate
+from mnist_dist.evaluation import evaluate_split
 from mnist_dist.optimizers import Schedule
 from mnist_dist.pacing import Pacer
 from mnist_dist.preemption import StopRequest
@@ -228,7 +228,7 @@ class TrainingRun:
 
     def evaluate(self) -> None:
         """Evaluates, records the result, and keeps the checkpoint if it is the best."""
-        result = evaluate(
+        result = evaluate_split(
             self._evaluate_loop,
             self._eval_data,
             num_replicas=self.strategy.num_replicas_in_sync,

@@ -66,7 +66,7 @@ FLAGS = flags.FLAGS
 
 def main(argv: Sequence[str]) -> int:
     """Runs one action; returns the exit code."""
-    action = _check_command_line(argv[1:])
+    action = check_flags(argv[1:])
     with program.quiet_imports():
         import tensorflow as tf
 
@@ -216,7 +216,12 @@ ACTIONS: Mapping[str, _Action] = {
 }
 
 
-def _check_command_line(arguments: Sequence[str]) -> _Action:
+def check_flags(arguments: Sequence[str]) -> _Action:
+    """Checks the word after `weights` and its flags; returns what it does.
+
+    Raises:
+      InputError: names the flag, what was found and what was expected.
+    """
     words = ", ".join(ACTIONS)
     if len(arguments) != 1 or arguments[0] not in ACTIONS:
         raise InputError(
@@ -233,11 +238,8 @@ def _check_command_line(arguments: Sequence[str]) -> _Action:
     for flag in FLAGS.get_key_flags_for_module(__name__):
         if flag.present and flag.name not in action.needs | action.takes:
             raise InputError(f"--{flag.name}: found it with `{name}`, which takes none")
-    if name == "transplant" and bool(FLAGS.model_dir) == bool(FLAGS.output):
-        found = "both" if FLAGS.output else "neither"
-        raise InputError(
-            f"--model_dir and --output: found {found}, expected one of them"
-        )
+    if name == "transplant":
+        program.check_one_of("model_dir", "output")
     if FLAGS.output and os.path.basename(FLAGS.output) == ".npz":
         raise InputError(
             f"--output: found {FLAGS.output!r}, a hidden file, expected NAME.npz"

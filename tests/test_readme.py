@@ -52,14 +52,12 @@ if verb == "train":
 else:
     module = importlib.import_module(f"mnist_dist.{verb}")
     words = program.parse([verb, *arguments])[1:]
-    if verb == "weights":
-        module._check_command_line(words)
-    elif verb == "predict":
+    if verb in ("weights", "predict"):
         module.check_flags(words)
     else:
         assert not words
         if verb != "launch":
-            module._check_flags()
+            module.check_flags()
 settings = None
 if verb in ("train", "launch"):
     from mnist_dist import train_flags

@@ -8,7 +8,7 @@ from mnist_dist.compilation import should_compile
 from mnist_dist.data import ExampleStream, Split
 from mnist_dist.device_data import DeviceSplit
 from mnist_dist.errors import InputError
-from mnist_dist.evaluation import evaluate
+from mnist_dist.evaluation import evaluate_split
 from mnist_dist.models import create_model
 from mnist_dist.optimizers import create_schedule, create_update_rule
 from mnist_dist.steps import (
@@ -468,7 +468,7 @@ def test_every_test_image_is_evaluated_once(
     with strategy.scope():
         model = create_model("mlp", image_shape=(28, 28, 1), num_classes=10, seed=3)
         state = TrainState(model, slot_names=())
-    result = evaluate(
+    result = evaluate_split(
         create_evaluate_loop(strategy, state),
         DeviceSplit(strategy, mnist.test, is_resident=is_resident),
         num_replicas=replicas,

@@ -1,5 +1,6 @@
 """What is known of a model once it is evaluated.
 
-`classification_report` has the figures, `evaluation_records` keeps them as JSON and in
-TensorBoard, `checkpoint_watch` finds what a running training leaves to evaluate.
+`split_predictions` has what models say, `classification_report` the figures,
+`evaluation_records` keeps them as JSON and in TensorBoard, `checkpoint_watch` finds
+what a running training leaves to evaluate.
 """

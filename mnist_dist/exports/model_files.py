@@ -16,7 +16,7 @@ from mnist_dist.durable_files import (
     reporting_errors,
 )
 from mnist_dist.errors import InputError, RunError
-from mnist_dist.evaluation import LogitsFunction
+from mnist_dist.evaluations.split_predictions import LogitsFunction
 from mnist_dist.exports import model_card
 from mnist_dist.exports.saved_model import Export, create_serving_module
 from mnist_dist.exports.staging import exporting, prepare_directory

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from mnist_dist.data import Split
 from mnist_dist.errors import RunError
-from mnist_dist.evaluation import LogitsFunction, predict_split
+from mnist_dist.evaluations.split_predictions import LogitsFunction, predict_split
 from mnist_dist.models import normalize
 from mnist_dist.train_state import TrainState
 

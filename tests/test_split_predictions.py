@@ -5,7 +5,11 @@ from run_factory import create_run, save_data_set
 
 from mnist_dist.data import Split, load_dataset
 from mnist_dist.errors import InputError
-from mnist_dist.evaluation import create_logits_function, load_split, predict_split
+from mnist_dist.evaluations.split_predictions import (
+    create_logits_function,
+    load_split,
+    predict_split,
+)
 from mnist_dist.trained_model import load_trained_model
 
 NUM_CLASSES = 5
