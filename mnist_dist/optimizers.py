@@ -15,6 +15,9 @@ from mnist_dist.errors import InputError
 
 Schedule = Callable[[tf.Tensor], tf.Tensor]
 
+# Of Adam: the decays of its two means, and what is added to the root of the second.
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7
+
 
 class UpdateRule(NamedTuple):
     """How one variable changes in a step.
@@ -39,9 +42,6 @@ def create_update_rule(
     *,
     momentum: float = 0.9,
     nesterov: bool = False,
-    beta_1: float = 0.9,
-    beta_2: float = 0.999,
-    epsilon: float = 1e-7,
     weight_decay: float = 0.0,
 ) -> UpdateRule:
     """Builds the rule `sgd`, `adam` or `adamw`.
@@ -50,9 +50,6 @@ def create_update_rule(
       name: which rule.
       momentum: of `sgd`; 0 keeps no slot.
       nesterov: Nesterov's form of the momentum.
-      beta_1: decay of the mean of gradients, of `adam` and `adamw`.
-      beta_2: decay of the mean of squared gradients.
-      epsilon: added to the root of that mean.
       weight_decay: decoupled decay of `sgd` and `adamw`, times the learning rate;
         applies to matrices and kernels, not to biases and scales (rank 0 and 1).
 
@@ -84,18 +81,18 @@ def create_update_rule(
         del learning_rate
         mean, square = slots
         return [
-            mean + (gradient - mean) * (1.0 - beta_1),
-            square + (tf.square(gradient) - square) * (1.0 - beta_2),
+            mean + (gradient - mean) * (1.0 - BETA_1),
+            square + (tf.square(gradient) - square) * (1.0 - BETA_2),
         ]
 
     def adam_value(value, gradient, slots, learning_rate, step):
         del gradient
         mean, square = slots
         value = decay(value, learning_rate)
-        correction = tf.sqrt(1.0 - beta_2 ** (step + 1.0)) / (
-            1.0 - beta_1 ** (step + 1.0)
+        correction = tf.sqrt(1.0 - BETA_2 ** (step + 1.0)) / (
+            1.0 - BETA_1 ** (step + 1.0)
         )
-        return value - learning_rate * correction * mean / (tf.sqrt(square) + epsilon)
+        return value - learning_rate * correction * mean / (tf.sqrt(square) + EPSILON)
 
     if name == "sgd":
         return UpdateRule(("velocity",) if momentum else (), sgd_slots, sgd_value)
