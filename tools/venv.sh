@@ -50,7 +50,8 @@ setup_venv() {
   if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
 
   mkdir -p "$dir" || return 2
-  if [ ! -e "$dir/made-by" ] && [ -n "$(ls -A "$dir")" ]; then
+  # In this order: another start may make both meanwhile, the mark first.
+  if [ -n "$(ls -A "$dir")" ] && [ ! -e "$dir/made-by" ]; then
     echo "${0##*/}: error: $dir is not empty and not ours; set MNIST_DIST_VENV to another" >&2
     return 2
   fi
