@@ -61,8 +61,8 @@ def create_train_loop(
     What it minimises is the mean cross-entropy plus the model's own penalties: of its
     weights, of activities, and what layers add by `add_loss`. Replicas have a penalty
     each, of which the mean counts, as in Keras. So one that is a mean over examples,
-    as Keras makes of `activity_regularizer`, is the same on any number of replicas;
-    one that is a sum over them shrinks with the number.
+    as Keras after 3.12 makes of `activity_regularizer`, is the same on any number of
+    replicas; one that is a sum over them shrinks with the number.
 
     Building it replaces what the model's random layers draw with, for good: the `call`
     of its dropout layers and the `next` of its seed generators follow the stream while

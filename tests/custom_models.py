@@ -34,7 +34,15 @@ def create_small(name="mine", hidden="hidden"):
 
 def create_penalized(*, image_shape, num_classes):
     """Penalties of all kinds: of weights, of activities, and two that a layer adds."""
+    return _create_penalized(image_shape, num_classes, activity_regularizer="l2")
 
+
+def create_penalized_by_means(*, image_shape, num_classes):
+    """All but of activities, of which Keras 3.12 takes the sum over the examples."""
+    return _create_penalized(image_shape, num_classes, activity_regularizer=None)
+
+
+def _create_penalized(image_shape, num_classes, *, activity_regularizer):
     class Penalty(keras.layers.Layer):
         def call(self, x):
             self.add_loss(0.1 * keras.ops.mean(keras.ops.square(x)))
@@ -49,12 +57,14 @@ def create_penalized(*, image_shape, num_classes):
                 8,
                 activation="relu",
                 kernel_regularizer="l2",
-                activity_regularizer="l2",
+                activity_regularizer=activity_regularizer,
                 name="hidden",
             ),
             keras.layers.BatchNormalization(synchronized=True, name="norm"),
             Penalty(),
-            keras.layers.Dense(num_classes, activity_regularizer="l1", name="head"),
+            keras.layers.Dense(
+                num_classes, activity_regularizer=activity_regularizer, name="head"
+            ),
         ],
         name="penalized",
     )

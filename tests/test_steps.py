@@ -272,11 +272,20 @@ def test_loss_scale_doubles_after_its_period_and_halves_at_once(create_strategy,
         assert found["loss_scale"].tolist() == expected
 
 
-@pytest.mark.parametrize("use_xla", [False, True])
-def test_penalties_of_the_model_count_as_in_keras(use_xla, create_strategy, split):
-    name = "custom_models:create_penalized"
-    one, two = create_strategy(1), create_strategy(2)
-    found = train(one, split, *build(one, model=name, optimizer="sgd", use_xla=use_xla))
+@pytest.mark.parametrize(
+    ("name", "replicas", "use_xla"),
+    [
+        ("create_penalized", 1, False),
+        ("create_penalized", 1, True),
+        ("create_penalized_by_means", 2, False),
+    ],
+)
+def test_penalties_of_the_model_count_as_in_keras(
+    name, replicas, use_xla, create_strategy, split
+):
+    name, strategy = f"custom_models:{name}", create_strategy(replicas)
+    built = build(strategy, model=name, optimizer="sgd", use_xla=use_xla)
+    found = train(strategy, split, *built)
     oracle, _ = train_with_keras(
         split,
         name,
@@ -285,9 +294,6 @@ def test_penalties_of_the_model_count_as_in_keras(use_xla, create_strategy, spli
         num_steps=6,
     )
     assert_same_weights(found, oracle)
-    if not use_xla:
-        on_two = train(two, split, *build(two, model=name, optimizer="sgd"))
-        assert_same_weights(on_two, oracle)
 
 
 def test_split_run_streamed_run_and_xla_run_are_the_same_run(create_strategy, split):
