@@ -12,11 +12,11 @@ TensorBoard shows it beside the training's own curves:
 
 --watch ends with exit code 0 after the run's last checkpoint, once no process writes to
 the run. If the last one was there from the start, it first waits 10 seconds for a training
-that makes the run longer, or starts it over; as the evaluator of TF_CONFIG, --timeout
-seconds. It ends with 1 when --timeout seconds brought no new checkpoint while more are to
-come, and with 143 when a signal stopped it. Started again, it evaluates what it has not
-evaluated yet. Another run, split, data set or kind of weights than what the directory
-holds needs another --summary_dir.
+that makes the run longer, or starts it over; as the evaluator of TF_CONFIG, it waits up to
+--timeout seconds for the training that it was started with. It ends with 1 when --timeout
+seconds brought no new checkpoint while more are to come, and with 143 when a signal
+stopped it. Started again, it evaluates what it has not evaluated yet. Another run, split,
+data set or kind of weights than what the directory holds needs another --summary_dir.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from absl import flags
 from mnist_dist import program
 from mnist_dist.errors import EXIT_STOPPED, InputError
 from mnist_dist.preemption import StopRequest
-from mnist_dist.workers.cluster import find_cluster
+from mnist_dist.workers.cluster import EVALUATOR_SINCE
 
 if TYPE_CHECKING:  # NumPy too starts threads, which would not wait for a StopRequest
     import numpy as np
@@ -336,13 +336,14 @@ def _watch(strategy: tf.distribute.Strategy, stop: StopRequest) -> int:
     from mnist_dist.run_directory import watch_dir
 
     watcher = _Watcher(strategy, FLAGS.summary_dir or watch_dir(FLAGS.model_dir))
+    since = os.environ.get(EVALUATOR_SINCE)
     stop.listen()
     end = follow_checkpoints(
         FLAGS.model_dir,
         watcher.visit,
         is_stopped=lambda: stop.signal_name is not None,
         timeout=FLAGS.timeout,
-        is_with_training=_is_evaluator(),
+        training_since=float(since) if since else None,
     )
     if end == "stopped":
         print(f"stopped by {stop.signal_name}; the same command goes on", flush=True)
@@ -356,12 +357,6 @@ def _watch(strategy: tf.distribute.Strategy, stop: StopRequest) -> int:
         )
         return 1
     return 0
-
-
-def _is_evaluator() -> bool:
-    """Whether `train` became this, as `TF_CONFIG` says, and the workers are to come."""
-    tf_config = os.environ.get("TF_CONFIG", "")
-    return find_cluster({"TF_CONFIG": tf_config}).is_evaluator
 
 
 class _Watcher:

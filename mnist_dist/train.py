@@ -17,6 +17,7 @@ Several workers: `launch` starts them, or Slurm, or Kubernetes, or a person on e
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -27,7 +28,7 @@ from mnist_dist.errors import EXIT_STOPPED
 from mnist_dist.preemption import StopRequest
 from mnist_dist.standard_streams import ignore_write_errors
 from mnist_dist.train_flags import FLAGS, pick
-from mnist_dist.workers.cluster import Cluster, find_cluster
+from mnist_dist.workers.cluster import EVALUATOR_SINCE, Cluster, find_cluster
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,6 +56,7 @@ def become_evaluator() -> NoReturn:
         if value is not None
     ]
     command = [sys.executable, "-m", "mnist_dist.evaluate", "--watch", *given]
+    os.environ[EVALUATOR_SINCE] = str(time.time())
     os.execv(sys.executable, command)
 
 

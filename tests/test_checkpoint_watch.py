@@ -1,6 +1,8 @@
 """When the watch over a training ends."""
 
 import json
+import os
+import time
 
 import pytest
 from run_factory import create_run, save_data_set
@@ -41,17 +43,31 @@ def test_evaluator_waits_for_the_training_that_it_came_with(finished, monkeypatc
                 finished, data_dir=finished.parent / "data", steps=(found.step + 1,)
             )
 
-    assert follow(finished, is_with_training=True) == "last"
+    later = time.time() + 1000
+    began = time.monotonic()
+    assert follow(finished, training_since=later) == "last"
+    assert time.monotonic() - began >= 0.5
     # Those that appear are waited for no longer; and nor is a training that came.
-    assert follow(finished, prolong, timeout=600, is_with_training=True) == "last"
+    assert follow(finished, prolong, timeout=600, training_since=later) == "last"
     assert steps == [1, 2, 3]
     lock = open_for_writing(str(finished))
     looks = iter([True, True, False])
     monkeypatch.setattr(
         checkpoint_watch, "is_being_written", lambda model_dir: next(looks, False)
     )
-    assert follow(finished, timeout=600, is_with_training=True) == "last"
+    assert follow(finished, timeout=600, training_since=later) == "last"
     lock.close()
+
+
+def test_evaluator_that_comes_after_its_training_does_not_wait_for_it(
+    finished, monkeypatch
+):
+    assert follow(finished, timeout=600, training_since=time.time() - 100) == "last"
+    # It had nothing to do but to write the settings.
+    monkeypatch.setattr(checkpoint_watch, "_GRACE_SECONDS", 0.1)
+    for path in (finished / "checkpoints").iterdir():
+        os.utime(path, (1, 1))
+    assert follow(finished, timeout=600, training_since=time.time()) == "last"
 
 
 def test_run_is_at_no_end_while_it_is_written(finished):

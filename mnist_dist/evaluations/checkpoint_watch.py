@@ -14,7 +14,7 @@ from mnist_dist import checkpoints
 from mnist_dist.durable_files import is_local
 from mnist_dist.errors import InputError
 from mnist_dist.run_config import RunConfig, load_run_config
-from mnist_dist.run_directory import checkpoint_dir, is_being_written
+from mnist_dist.run_directory import checkpoint_dir, config_path, is_being_written
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10.0  # in which a training that was started may come to write
@@ -46,7 +46,7 @@ def follow_checkpoints(
     *,
     is_stopped: Callable[[], bool],
     timeout: float,
-    is_with_training: bool = False,
+    training_since: float | None = None,
 ) -> Literal["last", "timeout", "stopped"]:
     """Visits each checkpoint of a run, the oldest first, until the run's last one.
 
@@ -56,14 +56,15 @@ def follow_checkpoints(
     A finished run may be about to be made longer, or started over, and its last
     checkpoint is then not the last one. It is the last if no process writes to the run,
     and it appeared while it was waited for, or nobody has come to write for some time:
-    `_GRACE_SECONDS`, or the `timeout` if a training is to come.
+    `_GRACE_SECONDS`, or the `timeout` while a training that is to come has not come.
 
     Args:
       model_dir: directory of the run.
       visit: called with each checkpoint once.
       is_stopped: whether to end before the next checkpoint.
       timeout: seconds without a new checkpoint, after which to end.
-      is_with_training: whether a training of this run was started together with this.
+      training_since: when a training of this run was started together with this, in
+        seconds since 1970; it may be over before the first look. None: none was.
 
     Returns:
       Why it ended: the run's `last` checkpoint was visited, the `timeout` passed, or
@@ -77,7 +78,7 @@ def follow_checkpoints(
     newest: NewCheckpoint | None = None
     has_appeared = False  # the newest one, while it was waited for
     is_first_look = True
-    grace = timeout if is_with_training else min(timeout, _GRACE_SECONDS)
+    is_to_come = training_since is not None
     waiting_since = unwritten_since = time.monotonic()
     while True:
         for step, written in reversed(_list_written(directory)):
@@ -89,20 +90,37 @@ def follow_checkpoints(
             found = _read(model_dir, step, written)
             if found is not None:
                 visit(found)
-                newest, has_appeared = found, not is_first_look
+                newest = found
+                has_appeared = not is_first_look or _is_since(written, training_since)
                 waiting_since = time.monotonic()
         is_first_look = False
         if newest is not None and _is_last(model_dir, newest):
-            if is_being_written(model_dir):
+            is_written = is_being_written(model_dir)
+            if is_written:
                 unwritten_since = time.monotonic()
-                grace = min(timeout, _GRACE_SECONDS)  # the training has come
-            elif has_appeared or time.monotonic() - unwritten_since >= grace:
+            if is_written or _has_come(model_dir, training_since):
+                is_to_come = False
+            grace = timeout if is_to_come else min(timeout, _GRACE_SECONDS)
+            is_over = has_appeared or time.monotonic() - unwritten_since >= grace
+            if is_over and not is_written:
                 return "last"
         if is_stopped():
             return "stopped"
         if time.monotonic() - waiting_since >= timeout:
             return "timeout"
         time.sleep(_POLL_SECONDS)
+
+
+def _has_come(model_dir: str, training_since: float | None) -> bool:
+    # Each start of a training writes the settings anew.
+    with contextlib.suppress(FileNotFoundError, tf.errors.NotFoundError):
+        return _is_since(_written(config_path(model_dir)), training_since)
+    return False
+
+
+def _is_since(written: int, training_since: float | None) -> bool:
+    # A file system may know whole seconds alone.
+    return training_since is not None and written >= (training_since - 1) * 1e9
 
 
 def _is_last(model_dir: str, found: NewCheckpoint) -> bool:
