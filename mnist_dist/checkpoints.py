@@ -9,16 +9,14 @@ import concurrent.futures
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from mnist_dist.durable_files import (
     FILE_ERRORS,
-    describe_error,
     list_names,
     list_unfinished,
     remove,
@@ -27,16 +25,12 @@ from mnist_dist.durable_files import (
     staging_path,
     sync,
 )
-from mnist_dist.errors import InputError
-
-Arrays = dict[str, np.ndarray]
-Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]
+from mnist_dist.named_arrays import Arrays
 
 # How tf.train.Checkpoint names a variable's value, and its description of the objects.
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-_NAME = r"ckpt-(0|[1-9][0-9]*)"
-_TRIES = 5  # at a listing that a running training changes while it is read
+NAME = r"ckpt-(0|[1-9][0-9]*)"
 # What reading a damaged checkpoint raises, depending on where the damage is.
 DAMAGE = (tf.errors.OpError, IndexError, ValueError)
 
@@ -116,7 +110,7 @@ def list_checkpoints(directory: str) -> list[int]:
     One that lacks its index counts, as damaged, unless that is just about to come.
     """
     names = [
-        re.fullmatch(_NAME + r"\.(index|data-.*)", name)
+        re.fullmatch(NAME + r"\.(index|data-.*)", name)
         for name in list_names(directory)
     ]
     steps = {int(name[1]) for name in names if name}
@@ -146,7 +140,7 @@ def _staged_indices(directory: str) -> dict[int, str]:
     for staging in list_unfinished(directory):
         names = list_names(staging)
         for name in names:
-            match = re.fullmatch(_NAME + r"\.index", name)
+            match = re.fullmatch(NAME + r"\.index", name)
             if match and not any(n.startswith(f"ckpt-{match[1]}.data-") for n in names):
                 found[int(match[1])] = os.path.join(staging, name)
     return found
@@ -169,173 +163,6 @@ def load_arrays(prefix: str) -> Arrays:
         for name, value in everything.items()
         if name.endswith(SUFFIX)
     }
-
-
-def load_newest(directories: Sequence[str], *, specs: Specs) -> Arrays | None:
-    """Loads the newest checkpoint that is whole, or None where there is none.
-
-    Args:
-      directories: as `read_newest` takes them.
-      specs: shape and dtype that the run needs, by name.
-
-    Raises:
-      InputError: there are checkpoints but none is whole, or the newest whole one
-        is of another model or optimizer.
-    """
-    found = read_newest(directories)
-    if found is None:
-        return None
-    prefix, arrays = found
-    check_specs(arrays, specs=specs, name=prefix)
-    return arrays
-
-
-def read_newest(directories: Sequence[str]) -> tuple[str, Arrays] | None:
-    """Reads the newest checkpoint that is whole, whatever model it is of.
-
-    A warning names each newer one that is damaged. A training that goes on may replace
-    them all while they are read: then it looks again.
-
-    Args:
-      directories: where `ckpt-<step>` files lie; state files are not consulted. Of
-        the same step the first directory's is taken.
-
-    Returns:
-      The checkpoint's path, as TensorFlow takes it, and everything in it; None where
-      there is no checkpoint.
-
-    Raises:
-      InputError: there are checkpoints but none is whole.
-    """
-    for _ in range(_TRIES):
-        candidates = _newest_first(directories)
-        damage = []
-        for step, directory in candidates:
-            prefix = checkpoint_prefix(directory, step)
-            try:
-                arrays = read_step(directory, step)
-            except DAMAGE as error:
-                damage.append(
-                    f"{prefix}: {type(error).__name__}: {describe_error(error)}"
-                )
-                continue
-            for text in damage:
-                logging.warning("a checkpoint is damaged and skipped: %s", text)
-            return prefix, arrays
-        if candidates == _newest_first(directories):
-            break
-    if not candidates:
-        return None
-    raise InputError(
-        f"{directories[0]}: all {len(candidates)} checkpoints are damaged; nothing was "
-        f"overwritten: {'; '.join(damage)}"
-    )
-
-
-def _newest_first(directories: Sequence[str]) -> list[tuple[int, str]]:
-    candidates = [(step, d) for d in directories for step in list_checkpoints(d)]
-    return sorted(candidates, key=lambda candidate: candidate[0], reverse=True)
-
-
-def load_restored(
-    directories: Sequence[str], *, restore: str, specs: Specs
-) -> Arrays | None:
-    """Loads what a run is to go on from, or None for its first step.
-
-    Args:
-      directories: of the run's checkpoints, as `load_newest` takes them.
-      restore: `auto` (the newest), `none`, a step, or the path of a checkpoint.
-      specs: as `load_newest` takes it.
-
-    Raises:
-      InputError: nothing to restore is whole, `none` where checkpoints are, or a
-        checkpoint of another run where this one has its own.
-    """
-    if restore == "auto":
-        return load_newest(directories, specs=specs)
-    listed = _list_steps(directories)
-    if restore == "none":
-        if listed:
-            raise InputError(
-                f"--restore=none: found checkpoints in {directories[0]} (steps "
-                f"{listed}), expected none; --overwrite deletes them"
-            )
-        return None
-    if restore.isascii() and restore.isdigit():
-        prefix, arrays = read_named_step(
-            directories, restore, flag="--restore", words="auto, none"
-        )
-    else:
-        directory, step = parse_prefix(restore, flag="--restore")
-        own = {os.path.realpath(d) for d in directories}
-        if listed and os.path.realpath(directory) not in own:
-            raise InputError(
-                f"--restore: found {restore}, a checkpoint of another run, but "
-                f"{directories[0]} has its own (steps {listed}); expected one of these"
-            )
-        prefix, arrays = read_named_step(
-            [directory], str(step), flag="--restore", words="auto, none"
-        )
-    check_specs(arrays, specs=specs, name=prefix)
-    return arrays
-
-
-def read_named_step(
-    directories: Sequence[str], step: str, *, flag: str, words: str
-) -> tuple[str, Arrays]:
-    """Reads the checkpoint of the step that a flag names.
-
-    Args:
-      directories: where `ckpt-<step>` files lie; the first with a whole one counts.
-      step: as it was given.
-      flag: that names it.
-      words: what else it takes, for the error.
-
-    Returns:
-      As `read_newest` does.
-
-    Raises:
-      InputError: there is none of this step, or none that is whole.
-    """
-    damage = ""
-    for directory in directories:
-        if step in map(str, list_checkpoints(directory)):
-            prefix = checkpoint_prefix(directory, int(step))
-            try:
-                return prefix, read_step(directory, int(step))
-            except DAMAGE as error:
-                damage = f"{prefix} is damaged: {describe_error(error)}"
-    if damage:
-        raise InputError(f"{flag}: {damage}")
-    raise InputError(
-        f"{flag}: found {step}, expected {words} or one of the steps in "
-        f"{directories[0]}: {_list_steps(directories) or 'none'}"
-    )
-
-
-def _list_steps(directories: Sequence[str]) -> str:
-    steps = {step for directory in directories for step in list_checkpoints(directory)}
-    return ", ".join(map(str, sorted(steps, reverse=True)))
-
-
-def parse_prefix(path: str, *, flag: str) -> tuple[str, int]:
-    """Splits the path of a checkpoint, as in `RUN/best/ckpt-100`, or of its index.
-
-    Returns:
-      The directory and the step.
-
-    Raises:
-      InputError: no checkpoint has this path.
-    """
-    directory, name = os.path.split(path.removesuffix(".index"))
-    match = re.fullmatch(_NAME, name)
-    directory = directory or "."
-    if not match or int(match[1]) not in list_checkpoints(directory):
-        raise InputError(
-            f"{flag}: found {path!r}, expected the path of a checkpoint, as in "
-            "RUN/checkpoints/ckpt-100"
-        )
-    return directory, int(match[1])
 
 
 def set_aside_later(directory: str, step: int) -> None:
@@ -384,41 +211,6 @@ def stat_step(directory: str, step: int) -> tuple[float, int]:
             stats.append(tf.io.gfile.stat(os.path.join(directory, name)))
     times = [stat.mtime_nsec / 1e9 for stat in stats]
     return max(times, default=0.0), sum(stat.length for stat in stats)
-
-
-def check_specs(arrays: Arrays, *, specs: Specs, name: str) -> None:
-    """Compares names, shapes and dtypes with what is needed.
-
-    Raises:
-      InputError: names each that is missing, extra or of another shape or dtype.
-    """
-    if misfit := describe_misfit(arrays, specs):
-        raise InputError(f"{name} is of another model or optimizer: {misfit}")
-
-
-def specs_of(arrays: Arrays) -> Specs:
-    """Returns the shape and dtype of each array."""
-    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
-
-
-def describe_misfit(arrays: Arrays, specs: Specs) -> str:
-    """Says how arrays differ from what is expected; empty if they do not."""
-    reasons = [
-        f"{name}: found nothing, expected {describe_spec(*specs[name])}"
-        for name in sorted(specs.keys() - arrays.keys())
-    ]
-    reasons += [
-        f"{name}: found {describe_spec(arrays[name].shape, arrays[name].dtype)}, "
-        f"expected {describe_spec(*specs[name]) if name in specs else 'no such array'}"
-        for name in sorted(arrays)
-        if (arrays[name].shape, arrays[name].dtype) != specs.get(name)
-    ]
-    return "; ".join(reasons)
-
-
-def describe_spec(shape: tuple[int, ...], dtype: np.dtype) -> str:
-    """Returns what an array is, for a person: `float32 [784, 128]`."""
-    return f"{dtype} {list(shape)}"
 
 
 def save_checkpoint(

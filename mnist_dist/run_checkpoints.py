@@ -12,6 +12,7 @@ from mnist_dist.data.reading import quoted
 from mnist_dist.errors import InputError
 from mnist_dist.evaluations.evaluation_records import remove_records
 from mnist_dist.exports.saved_model import list_versions
+from mnist_dist.named_arrays import Arrays
 from mnist_dist.run_directory import (
     best_dir,
     checkpoint_dir,
@@ -151,9 +152,7 @@ def revert_run(model_dir: str, step: int) -> Reverted:
     return Reverted(step, later, stale)
 
 
-def replace_latest(
-    model_dir: str, old: checkpoints.Arrays, new: checkpoints.Arrays
-) -> tuple[str, str]:
+def replace_latest(model_dir: str, old: Arrays, new: Arrays) -> tuple[str, str]:
     """Puts other weights into a run's newest checkpoint; its evaluation is withdrawn.
 
     Args:

@@ -13,9 +13,10 @@ import tensorflow as tf
 from absl import logging
 
 import mnist_dist
-from mnist_dist.checkpoints import Arrays, list_checkpoints
+from mnist_dist.checkpoints import list_checkpoints
 from mnist_dist.durable_files import describe_error, replacing, reporting_errors
 from mnist_dist.errors import InputError
+from mnist_dist.named_arrays import Arrays
 from mnist_dist.run_directory import checkpoint_dirs, config_path
 from mnist_dist.run_plan import is_finished
 from mnist_dist.workers.cluster import LAUNCH_ID

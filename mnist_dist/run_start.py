@@ -7,22 +7,23 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from mnist_dist import checkpoints, run_config, run_directory
+from mnist_dist import checkpoint_choice, run_config, run_directory
 from mnist_dist.layers import transplant
+from mnist_dist.named_arrays import Arrays, Specs
 
 
 def claim_run(
     model_dir: str,
     *,
     model: keras.Model,
-    specs: checkpoints.Specs,
+    specs: Specs,
     settings: Mapping[str, object],
     restore: str,
     overwrite: bool,
     override_config: bool,
     init_from: str | None,
     dry_run: bool,
-) -> tuple[checkpoints.Arrays | None, BinaryIO | None]:
+) -> tuple[Arrays | None, BinaryIO | None]:
     """Makes this process the writer of a run, and finds what the run begins with.
 
     Nothing is changed before all is known to be right, and in a dry run nothing at
@@ -63,7 +64,7 @@ def claim_run(
     if not overwrite:
         if restore != "none" and not override_config:
             run_config.check_settings(model_dir, settings)
-        arrays = checkpoints.load_restored(
+        arrays = checkpoint_choice.load_restored(
             run_directory.checkpoint_dirs(model_dir), restore=restore, specs=specs
         )
         if arrays is None:

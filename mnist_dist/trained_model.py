@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Literal
 
-from mnist_dist import checkpoints
+from mnist_dist import checkpoint_choice
 from mnist_dist.errors import InputError
 from mnist_dist.models import create_model
+from mnist_dist.named_arrays import Arrays, check_specs
 from mnist_dist.run_config import RunConfig, load_run_config
 from mnist_dist.run_directory import best_dir, checkpoint_dirs, config_path
 from mnist_dist.train_state import TrainState
@@ -76,7 +77,7 @@ def create_inference_state(config: RunConfig, *, model_dir: str) -> TrainState:
         raise InputError(f"{config_path(model_dir)}: {error}") from error
 
 
-def read_checkpoint(model_dir: str, checkpoint: str) -> tuple[str, checkpoints.Arrays]:
+def read_checkpoint(model_dir: str, checkpoint: str) -> tuple[str, Arrays]:
     """Finds and reads a checkpoint of a run, which may be going on.
 
     Args:
@@ -92,14 +93,14 @@ def read_checkpoint(model_dir: str, checkpoint: str) -> tuple[str, checkpoints.A
     every, best = checkpoint_dirs(model_dir), [best_dir(model_dir)]
     if checkpoint in ("latest", "best"):
         directories = every if checkpoint == "latest" else best
-        found = checkpoints.read_newest(directories)
+        found = checkpoint_choice.read_newest(directories)
         if found is None:
             raise InputError(
                 f"{directories[0]}: found no checkpoint, expected ckpt-STEP.index and "
                 "its data"
             )
         return found
-    return checkpoints.read_named_step(
+    return checkpoint_choice.read_named_step(
         every, checkpoint, flag="--checkpoint", words="latest, best"
     )
 
@@ -109,7 +110,7 @@ def restore(
     *,
     config: RunConfig,
     prefix: str,
-    arrays: checkpoints.Arrays,
+    arrays: Arrays,
     use_ema: bool | None = None,
 ) -> TrainedModel:
     """Sets the weights of a model from what `read_checkpoint` returned.
@@ -126,7 +127,7 @@ def restore(
         for name, array in arrays.items()
         if name.startswith(source)
     }
-    checkpoints.check_specs(weights, specs=specs, name=prefix)
+    check_specs(weights, specs=specs, name=prefix)
     if "step" not in arrays:
         raise InputError(f"{prefix} holds no step: it is not a checkpoint of a run")
     state.from_arrays(weights | {"step": arrays["step"]})
@@ -141,7 +142,7 @@ def restore(
 
 
 def weights_source(
-    arrays: checkpoints.Arrays, *, prefix: str, use_ema: bool | None
+    arrays: Arrays, *, prefix: str, use_ema: bool | None
 ) -> Literal["ema/", "model/"]:
     """Returns what the names of the wanted weights begin with in a checkpoint.
 

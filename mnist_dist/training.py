@@ -16,6 +16,7 @@ from mnist_dist.distribution import broadcast_from_chief
 from mnist_dist.durable_files import remove_unfinished, reporting_errors
 from mnist_dist.errors import RunError
 from mnist_dist.evaluation import evaluate_split
+from mnist_dist.named_arrays import Arrays, Specs, specs_of
 from mnist_dist.optimizers import Schedule
 from mnist_dist.pacing import Pacer
 from mnist_dist.preemption import StopRequest
@@ -100,9 +101,7 @@ class TrainingRun:
         self._is_profiling = False
         self._train_seconds, self._train_examples = 0.0, 0
 
-    def start(
-        self, arrays: checkpoints.Arrays | None, *, texts: Mapping[str, str]
-    ) -> None:
+    def start(self, arrays: Arrays | None, *, texts: Mapping[str, str]) -> None:
         """Compiles the loop, and begins with the arrays that `claim_run` found.
 
         Of several workers the chief has the arrays, and sends them to the others. What
@@ -140,9 +139,9 @@ class TrainingRun:
             else None,
         )
 
-    def specs(self) -> checkpoints.Specs:
+    def specs(self) -> Specs:
         """Shape and dtype of all that a checkpoint of this run holds."""
-        return {**self.state.specs(), **checkpoints.specs_of(self._best())}
+        return {**self.state.specs(), **specs_of(self._best())}
 
     def is_due(self, interval: int) -> bool:
         """Whether what happens at this interval, and at the end, happens now."""
@@ -275,7 +274,7 @@ class TrainingRun:
             if self.cluster.is_chief:
                 self.log.close()
 
-    def _open_directory(self, arrays: checkpoints.Arrays | None) -> None:
+    def _open_directory(self, arrays: Arrays | None) -> None:
         check_records(self.model_dir, last_step=self.step)  # before anything changes
         directories = checkpoint_dir(self.model_dir), best_dir(self.model_dir)
         for directory in directories:
@@ -292,7 +291,7 @@ class TrainingRun:
         if accuracy is not None and accuracy > self._best_accuracy:
             self._note_best(accuracy)
 
-    def _restore_best(self, arrays: checkpoints.Arrays) -> None:
+    def _restore_best(self, arrays: Arrays) -> None:
         """Takes the best so far over, if the checkpoint that it belongs to is there."""
         best_step = int(arrays["best/step"])
         directory = best_dir(self.model_dir)
@@ -308,7 +307,7 @@ class TrainingRun:
         if self.cluster.is_chief:
             self._write(best_dir(self.model_dir), max_to_keep=1)
 
-    def _take_best(self, arrays: checkpoints.Arrays) -> None:
+    def _take_best(self, arrays: Arrays) -> None:
         self._best_accuracy = float(arrays["best/accuracy"])
         self._best_step = int(arrays["best/step"])
         self._evaluations_since_best = int(arrays["best/evaluations_since"])
@@ -336,7 +335,7 @@ class TrainingRun:
             self._is_profiling = False
             tf.profiler.experimental.stop()
 
-    def _best(self) -> checkpoints.Arrays:
+    def _best(self) -> Arrays:
         return {
             "best/accuracy": np.array(self._best_accuracy, np.float64),
             "best/step": np.array(self._best_step, np.int64),

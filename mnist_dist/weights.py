@@ -31,8 +31,8 @@ from mnist_dist import program
 from mnist_dist.errors import InputError
 
 if TYPE_CHECKING:
-    from mnist_dist.checkpoints import Arrays
     from mnist_dist.layers.weight_sources import Weights
+    from mnist_dist.named_arrays import Arrays
 
 # Of a list given twice absl would keep the last, in silence.
 _names = functools.partial(

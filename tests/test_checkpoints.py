@@ -11,7 +11,8 @@ import tensorflow as tf
 from full_disk import file_size_limit
 
 from mnist_dist import checkpoints
-from mnist_dist.checkpoints import CheckpointWriter, list_checkpoints, load_restored
+from mnist_dist.checkpoint_choice import load_restored
+from mnist_dist.checkpoints import CheckpointWriter, list_checkpoints
 from mnist_dist.durable_files import remove_unfinished
 from mnist_dist.errors import InputError, RunError
 

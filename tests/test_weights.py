@@ -11,10 +11,12 @@ import tensorflow as tf
 from run_factory import create_run
 from tensorflow.compat.v1.train import summary_iterator
 
-from mnist_dist.checkpoints import list_checkpoints, load_arrays, load_newest, specs_of
+from mnist_dist.checkpoint_choice import load_newest
+from mnist_dist.checkpoints import list_checkpoints, load_arrays
 from mnist_dist.evaluations.evaluation_records import save_record
 from mnist_dist.layers.layer_weights import load_layer, set_layer
 from mnist_dist.layers.weight_sources import load_weights
+from mnist_dist.named_arrays import specs_of
 from mnist_dist.run_directory import open_for_writing
 
 MINE = """

@@ -13,6 +13,7 @@ from absl import logging
 from mnist_dist import checkpoints
 from mnist_dist.durable_files import is_local
 from mnist_dist.errors import InputError
+from mnist_dist.named_arrays import Arrays
 from mnist_dist.run_config import RunConfig, load_run_config
 from mnist_dist.run_directory import checkpoint_dir, config_path, is_being_written
 
@@ -37,7 +38,7 @@ class NewCheckpoint:
     prefix: str
     step: int
     written: int
-    arrays: checkpoints.Arrays
+    arrays: Arrays
 
 
 def follow_checkpoints(

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnist_dist.checkpoints import describe_misfit, specs_of
 from mnist_dist.layers.layer_weights import layer_of
 from mnist_dist.layers.weight_sources import Weights
+from mnist_dist.named_arrays import describe_misfit, specs_of
 
 
 class LayerDifference(NamedTuple):

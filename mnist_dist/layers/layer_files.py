@@ -18,11 +18,11 @@ from typing import IO
 
 import numpy as np
 
-from mnist_dist.checkpoints import Arrays
 from mnist_dist.data.npy import read_npy_data, read_npy_header
 from mnist_dist.data.reading import max_unpacked_bytes, open_file, quoted
 from mnist_dist.durable_files import FILE_ERRORS, describe_error, publishing
 from mnist_dist.errors import InputError, RunError
+from mnist_dist.named_arrays import Arrays
 
 MAX_WEIGHTS_RATIO = 16  # trained weights hardly compress
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no fault of what is asked for

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 import keras
 import numpy as np
 
-from mnist_dist.checkpoints import Arrays, describe_misfit
 from mnist_dist.errors import InputError
 from mnist_dist.layers.layer_files import check_layer
 from mnist_dist.layers.weight_sources import load_weights
+from mnist_dist.named_arrays import Arrays, describe_misfit
 
 
 def load_layer(

@@ -6,13 +6,6 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from mnist_dist.checkpoints import (
-    Arrays,
-    Specs,
-    describe_misfit,
-    describe_spec,
-    specs_of,
-)
 from mnist_dist.errors import InputError
 from mnist_dist.layers.layer_files import check_layer
 from mnist_dist.layers.layer_weights import (
@@ -20,6 +13,13 @@ from mnist_dist.layers.layer_weights import (
     select_layers,
 )
 from mnist_dist.layers.weight_sources import Weights, load_weights
+from mnist_dist.named_arrays import (
+    Arrays,
+    Specs,
+    describe_misfit,
+    describe_spec,
+    specs_of,
+)
 from mnist_dist.train_state import weight_path
 
 LayerMap = Sequence[tuple[str, str]]  # pairs of a layer's name here and there

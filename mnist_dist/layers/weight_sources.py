@@ -19,7 +19,6 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from mnist_dist import checkpoints
-from mnist_dist.checkpoints import Arrays
 from mnist_dist.data.reading import max_unpacked_bytes, open_file, quoted
 from mnist_dist.durable_files import describe_error, is_local
 from mnist_dist.errors import InputError
@@ -30,6 +29,7 @@ from mnist_dist.layers.layer_files import (
     load_folder,
     load_npz,
 )
+from mnist_dist.named_arrays import Arrays
 from mnist_dist.run_directory import checkpoint_dirs
 from mnist_dist.train_state import weight_path
 from mnist_dist.trained_model import read_checkpoint, weights_source
