@@ -30,20 +30,20 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mnist_dist import program
+from mnist_dist.cli import program
+from mnist_dist.cluster.membership import EVALUATOR_SINCE
+from mnist_dist.cluster.stop_request import StopRequest
 from mnist_dist.errors import EXIT_STOPPED, InputError
-from mnist_dist.preemption import StopRequest
-from mnist_dist.workers.cluster import EVALUATOR_SINCE
 
 if TYPE_CHECKING:  # NumPy too starts threads, which would not wait for a StopRequest
     import numpy as np
     import tensorflow as tf
 
     from mnist_dist.data import Split
-    from mnist_dist.evaluations.checkpoint_watch import NewCheckpoint
-    from mnist_dist.evaluations.classification_report import ClassificationReport
-    from mnist_dist.run_config import RunConfig
-    from mnist_dist.trained_model import TrainedModel
+    from mnist_dist.evaluation.checkpoint_watch import NewCheckpoint
+    from mnist_dist.evaluation.classification_report import ClassificationReport
+    from mnist_dist.inference.trained_model import TrainedModel
+    from mnist_dist.run.config import RunConfig
 
 _ENUM, _INT = flags.DEFINE_enum, flags.DEFINE_integer
 flags.DEFINE_string("model_dir", None, "Directory of the run.")
@@ -128,11 +128,12 @@ def main(argv: Sequence[str]) -> int:
     check_flags()
     stop = StopRequest() if FLAGS.watch else None  # before the imports start threads
     with program.quiet_imports():
-        from mnist_dist import distribution, run_directory
+        from mnist_dist.device.strategy import create_strategy
+        from mnist_dist.run import directory as run_directory
 
     if FLAGS.summary_dir:
         run_directory.check_directory(FLAGS.summary_dir, flag="--summary_dir")
-    strategy = distribution.create_strategy(
+    strategy = create_strategy(
         "one_device" if FLAGS.export_dir else FLAGS.distribution_strategy,
         num_gpus=FLAGS.num_gpus,
         logical_cpus=FLAGS.logical_cpus,
@@ -155,7 +156,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _load_checkpoint(strategy: tf.distribute.Strategy) -> _Model:
-    from mnist_dist.trained_model import load_trained_model
+    from mnist_dist.inference.trained_model import load_trained_model
 
     with strategy.scope():
         trained = load_trained_model(
@@ -165,7 +166,7 @@ def _load_checkpoint(strategy: tf.distribute.Strategy) -> _Model:
 
 
 def _create_model(strategy: tf.distribute.Strategy, trained: TrainedModel) -> _Model:
-    from mnist_dist.evaluations.split_predictions import create_logits_function
+    from mnist_dist.inference.split_predictions import create_logits_function
 
     config = trained.config
     return _Model(
@@ -184,8 +185,8 @@ def _create_model(strategy: tf.distribute.Strategy, trained: TrainedModel) -> _M
 
 
 def _load_saved_model(directory: str) -> _Model:
-    from mnist_dist.exports.model_card import load_model_card
-    from mnist_dist.predictions.classifier import find_saved_model, load_classifier
+    from mnist_dist.artifacts.model_card import load_model_card
+    from mnist_dist.inference.classifier import find_saved_model, load_classifier
 
     path = find_saved_model(directory)
     card = load_model_card(path) or {}
@@ -208,7 +209,7 @@ def _load_saved_model(directory: str) -> _Model:
 
 def _load_split(models: list[_Model]) -> tuple[Split, dict[str, Any]]:
     """Loads what all the models are evaluated on, and what the results say of it."""
-    from mnist_dist.evaluations.split_predictions import (
+    from mnist_dist.inference.split_predictions import (
         load_split,
         warn_of_other_data,
     )
@@ -249,10 +250,10 @@ def _create_reports(
     models: list[_Model], split: Split
 ) -> tuple[list[ClassificationReport], ClassificationReport | None]:
     """Evaluates each model and, of several, the average of their probabilities."""
-    from mnist_dist.evaluations.classification_report import (
+    from mnist_dist.evaluation.classification_report import (
         create_classification_report,
     )
-    from mnist_dist.evaluations.split_predictions import predict_split
+    from mnist_dist.inference.split_predictions import predict_split
 
     num_classes = models[0].num_classes
     each, together = predict_split(
@@ -277,7 +278,7 @@ def _print_json(
     ensemble: ClassificationReport | None,
     about_data: dict[str, Any],
 ) -> None:
-    from mnist_dist.evaluations import classification_report
+    from mnist_dist.evaluation import classification_report
 
     result: dict[str, Any] = {
         "data": about_data,
@@ -297,7 +298,7 @@ def _print_tables(
     ensemble: ClassificationReport | None,
     about_data: dict[str, Any],
 ) -> None:
-    from mnist_dist.evaluations import classification_report
+    from mnist_dist.evaluation import classification_report
 
     print(f"data      {about_data['source']}, {about_data['split']} images")
     for model, report in zip(models, reports, strict=True):
@@ -317,7 +318,7 @@ def _save_summaries(
     ensemble: ClassificationReport | None,
     split: Split,
 ) -> None:
-    from mnist_dist.evaluations.evaluation_records import save_summaries
+    from mnist_dist.evaluation.records import save_summaries
 
     def save(directory: str, step: int, report: ClassificationReport) -> None:
         save_summaries(directory, step, report, images=split.images)
@@ -332,8 +333,8 @@ def _save_summaries(
 
 def _watch(strategy: tf.distribute.Strategy, stop: StopRequest) -> int:
     """Evaluates each checkpoint of a run once; returns the exit code."""
-    from mnist_dist.evaluations.checkpoint_watch import follow_checkpoints
-    from mnist_dist.run_directory import watch_dir
+    from mnist_dist.evaluation.checkpoint_watch import follow_checkpoints
+    from mnist_dist.run.directory import watch_dir
 
     watcher = _Watcher(strategy, FLAGS.summary_dir or watch_dir(FLAGS.model_dir))
     since = os.environ.get(EVALUATOR_SINCE)
@@ -375,8 +376,8 @@ class _Watcher:
           InputError: other records than of this run, split, data set and kind of
             weights are in the directory; they stay as they are.
         """
-        from mnist_dist import trained_model
-        from mnist_dist.evaluations import classification_report, evaluation_records
+        from mnist_dist.evaluation import classification_report, records
+        from mnist_dist.inference import trained_model
 
         is_first = found.config != self._config
         if is_first:
@@ -398,24 +399,22 @@ class _Watcher:
         evaluated = {"written": found.written, "run": self._describe_run()}
         record = {"name": found.prefix, "step": found.step, "evaluated": evaluated}
         record |= {"moving_average": trained.uses_ema, "data": self._about_data}
-        self._known |= evaluation_records.check_records(
-            self._directory, record, known=self._known
-        )
+        self._known |= records.check_records(self._directory, record, known=self._known)
         if is_first:
             self._remove_later()
-        before = evaluation_records.load_record(self._directory, found.step)
+        before = records.load_record(self._directory, found.step)
         if before is not None:
             if before["evaluated"]["written"] == found.written:
                 return
             # The run was sent back to before this step, and came here again.
-            evaluation_records.remove_records(self._directory, first_step=found.step)
+            records.remove_records(self._directory, first_step=found.step)
 
         (report,), _ = _create_reports([self._model], self._split)
-        evaluation_records.save_summaries(
+        records.save_summaries(
             self._directory, found.step, report, images=self._split.images
         )
         record |= classification_report.to_json(report)
-        evaluation_records.save_record(self._directory, found.step, record)
+        records.save_record(self._directory, found.step, record)
         if FLAGS.format == "json":
             print(json.dumps(record, allow_nan=False), flush=True)
         else:
@@ -424,7 +423,7 @@ class _Watcher:
 
     def _describe_run(self) -> str:
         """Returns where the run lies: seen from the records, which may move with it."""
-        from mnist_dist.durable_files import is_local
+        from mnist_dist.files.durable import is_local
 
         if not is_local(FLAGS.model_dir):
             return FLAGS.model_dir
@@ -435,9 +434,9 @@ class _Watcher:
 
     def _remove_later(self) -> None:
         """Removes what is later than all checkpoints: the run was sent back since."""
-        from mnist_dist.checkpoints import list_checkpoints
-        from mnist_dist.evaluations.evaluation_records import remove_records
-        from mnist_dist.run_directory import checkpoint_dirs
+        from mnist_dist.evaluation.records import remove_records
+        from mnist_dist.run.checkpoints import list_checkpoints
+        from mnist_dist.run.directory import checkpoint_dirs
 
         directories = checkpoint_dirs(FLAGS.model_dir)
         steps = [step for d in directories for step in list_checkpoints(d)]

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from absl import flags, logging
 
-from mnist_dist import program
+from mnist_dist.cli import program
 from mnist_dist.errors import InputError
 
 flags.DEFINE_string("model_dir", None, "Directory of the run.")
@@ -58,17 +58,17 @@ def main(argv: Sequence[str]) -> int:
     with program.quiet_imports():
         import tensorflow as tf
 
-        from mnist_dist import run_directory
-        from mnist_dist.evaluations.split_predictions import (
-            load_split,
-            warn_of_other_data,
-        )
-        from mnist_dist.exports.model_files import export_file
-        from mnist_dist.exports.saved_model import (
+        from mnist_dist.artifacts.model_files import export_file
+        from mnist_dist.artifacts.saved_model import (
             export_saved_model,
             list_version_paths,
         )
-        from mnist_dist.trained_model import load_trained_model
+        from mnist_dist.inference.split_predictions import (
+            load_split,
+            warn_of_other_data,
+        )
+        from mnist_dist.inference.trained_model import load_trained_model
+        from mnist_dist.run import directory as run_directory
 
     # A training may need all of the GPUs' memory meanwhile.
     tf.config.set_visible_devices([], "GPU")

@@ -23,12 +23,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from mnist_dist import program
+from mnist_dist.cli import program
+from mnist_dist.cli.standard_streams import ignore_write_errors
+from mnist_dist.cluster.membership import LAUNCH_ID
+from mnist_dist.cluster.rendezvous import agree_with_hosts
+from mnist_dist.cluster.worker_group import StopSignals, run_workers, say
 from mnist_dist.errors import EXIT_INPUT, EXIT_STOPPED, InputError
-from mnist_dist.standard_streams import ignore_write_errors
-from mnist_dist.workers.cluster import LAUNCH_ID
-from mnist_dist.workers.host_rendezvous import agree_with_hosts
-from mnist_dist.workers.worker_group import StopSignals, run_workers, say
 
 NUM_WORKERS = flags.DEFINE_integer(
     "num_workers", 2, "Workers on this host.", lower_bound=1, upper_bound=256
@@ -56,7 +56,7 @@ def main(argv: Sequence[str], *, train_args: Sequence[str]) -> int:
     """Checks both parts of the command line and runs the workers."""
     del argv
     # Only now, so that a flag of train before the `--` is an unknown flag.
-    from mnist_dist import train_flags
+    from mnist_dist.cli import train_flags
 
     train_flags.parse(train_args)
     if train_flags.FLAGS.worker_hosts or train_flags.FLAGS.task_index is not None:

@@ -24,15 +24,15 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from mnist_dist import program
-from mnist_dist.errors import EXIT_INPUT, InputError
-from mnist_dist.predictions.digit_images import PREPROCESS, fit_images
-from mnist_dist.predictions.image_files import find_files, read_batches
-from mnist_dist.predictions.prediction_formats import (
+from mnist_dist.cli import program
+from mnist_dist.cli.prediction_formats import (
     FORMATS,
     format_header,
     format_predictions,
 )
+from mnist_dist.errors import EXIT_INPUT, InputError
+from mnist_dist.pictures.digit_images import PREPROCESS, fit_images
+from mnist_dist.pictures.image_files import find_files, read_batches
 
 _string, _enum = flags.DEFINE_string, flags.DEFINE_enum
 
@@ -70,12 +70,12 @@ def main(argv: Sequence[str]) -> int:
     check_flags(files)
     # TensorFlow takes seconds to import: not before the flags are known to be good.
     with program.quiet_imports():
-        from mnist_dist import run_directory
-        from mnist_dist.predictions.classifier import (
+        from mnist_dist.inference.classifier import (
             find_saved_model,
             load_classifier,
             select_best,
         )
+        from mnist_dist.run import directory as run_directory
 
     directory = FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir)
     classifier = load_classifier(find_saved_model(directory))

@@ -23,12 +23,12 @@ from typing import NoReturn
 
 from absl import flags
 
-from mnist_dist import program, train_flags
+from mnist_dist.cli import program, train_flags
+from mnist_dist.cli.standard_streams import ignore_write_errors
+from mnist_dist.cli.train_flags import FLAGS, pick
+from mnist_dist.cluster.membership import EVALUATOR_SINCE, Cluster, find_cluster
+from mnist_dist.cluster.stop_request import StopRequest
 from mnist_dist.errors import EXIT_STOPPED
-from mnist_dist.preemption import StopRequest
-from mnist_dist.standard_streams import ignore_write_errors
-from mnist_dist.train_flags import FLAGS, pick
-from mnist_dist.workers.cluster import EVALUATOR_SINCE, Cluster, find_cluster
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     stop = StopRequest()  # before the imports start threads
     # TensorFlow takes seconds to import: not before the flags are known to be good.
     with program.quiet_imports():
-        from mnist_dist.distribution import names_lost_peers
+        from mnist_dist.device.strategy import names_lost_peers
     with names_lost_peers(cluster):
         return train(cluster, stop)
 
@@ -63,26 +63,22 @@ def become_evaluator() -> NoReturn:
 def train(cluster: Cluster, stop: StopRequest) -> int:
     """Runs the whole job; returns the exit code."""
     with program.quiet_imports():
-        from mnist_dist import (
-            compilation,
-            data,
-            distribution,
-            models,
-            optimizers,
-            report,
-            run_config,
-            run_directory,
-            run_start,
-            steps,
-        )
-        from mnist_dist.exports import saved_model
-        from mnist_dist.train_state import TrainState
-        from mnist_dist.training import TrainingRun
+        from mnist_dist import data
+        from mnist_dist.artifacts import saved_model
+        from mnist_dist.device import steps, xla
+        from mnist_dist.device.strategy import create_strategy, leave_together
+        from mnist_dist.device.train_state import TrainState
+        from mnist_dist.modeling import networks, optimizers
+        from mnist_dist.run.config import load_run_config, save_config
+        from mnist_dist.run.directory import check_directory, export_dir
+        from mnist_dist.training import description
+        from mnist_dist.training.host_loop import TrainingRun
+        from mnist_dist.training.start import claim_run
 
     # 1. What to train on: the data, and the devices of all workers.
     dataset = data.load_dataset(FLAGS.data_dir, **pick("validation_examples"))
     plan = train_flags.run_plan(len(dataset.train.labels))
-    strategy = distribution.create_strategy(
+    strategy = create_strategy(
         FLAGS.distribution_strategy,
         cluster=cluster,
         greeting=train_flags.shared() | {"data_checksum": dataset.checksum},
@@ -102,13 +98,13 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         **pick("learning_rate warmup_steps"),
     )
     with strategy.scope():
-        model = models.create_model(
+        model = networks.create_model(
             FLAGS.model,
             image_shape=dataset.image_shape,
             num_classes=dataset.num_classes,
             **pick("seed dropout dtype"),
         )
-        models.freeze_layers(model, FLAGS.freeze)
+        networks.freeze_layers(model, FLAGS.freeze)
         state = TrainState(
             model,
             slot_names=update_rule.slots,
@@ -117,7 +113,7 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
         )
 
     # 3. How: the functions that keep a device busy, and the host beside them.
-    use_xla = compilation.should_compile(
+    use_xla = xla.should_compile(
         FLAGS.enable_xla, model, strategy, image_shape=dataset.image_shape
     )
     run = TrainingRun(
@@ -146,31 +142,31 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
     settings = train_flags.settings() | {"data_checksum": dataset.checksum}
     start, lock = None, None
     if cluster.is_chief:
-        print(report.describe_run(run, use_xla=use_xla), flush=True)
+        print(description.describe_run(run, use_xla=use_xla), flush=True)
         if FLAGS.export and FLAGS.export_dir:
-            run_directory.check_directory(FLAGS.export_dir, flag="--export_dir")
-        start, lock = run_start.claim_run(
+            check_directory(FLAGS.export_dir, flag="--export_dir")
+        start, lock = claim_run(
             model=model,
             specs=run.specs(),
             settings=settings,
             **pick("model_dir restore overwrite override_config init_from dry_run"),
         )
     if FLAGS.dry_run:
-        distribution.leave_together(strategy, code=0)
+        leave_together(strategy, code=0)
         return 0
     run.start(
         start,
         texts={
-            "settings": report.settings_table(train_flags.values()),
-            "model": report.model_table(state),
+            "settings": description.settings_table(train_flags.values()),
+            "model": description.model_table(state),
         },
     )
     if cluster.is_chief:
-        run_config.save_config(
+        save_config(
             FLAGS.model_dir,
             settings=settings,
             flags=train_flags.values(),
-            resolved=report.resolved(run, use_xla=use_xla),
+            resolved=description.resolved(run, use_xla=use_xla),
         )
 
     # 5. Many steps in one call on the device; between two calls, what is due.
@@ -190,23 +186,23 @@ def train(cluster: Cluster, stop: StopRequest) -> int:
 
     # 6. What is left behind.
     if was_stopped:
-        print(report.describe_stop(run, stop.signal_name, restore=FLAGS.restore))
+        print(description.describe_stop(run, stop.signal_name, restore=FLAGS.restore))
     elif cluster.is_chief:
         export_path = None
         if FLAGS.export:
             export_path = saved_model.export_saved_model(
                 state,
-                FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir),
-                config=run_config.load_run_config(FLAGS.model_dir),
+                FLAGS.export_dir or export_dir(FLAGS.model_dir),
+                config=load_run_config(FLAGS.model_dir),
                 uses_ema=FLAGS.ema_decay > 0,
                 evaluation=dataset.evaluation,
             ).path
-        print(report.describe_end(run, export_path))
+        print(description.describe_end(run, export_path))
     if lock:
         lock.close()
     code = EXIT_STOPPED if was_stopped else 0
     sys.stdout.flush()  # before what may end the process at once
-    distribution.leave_together(strategy, code=code)
+    leave_together(strategy, code=code)
     return code
 
 

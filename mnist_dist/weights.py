@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from mnist_dist import program
+from mnist_dist.cli import program
 from mnist_dist.errors import InputError
 
 if TYPE_CHECKING:
-    from mnist_dist.layers.weight_sources import Weights
-    from mnist_dist.named_arrays import Arrays
+    from mnist_dist.files.arrays import Arrays
+    from mnist_dist.layer_weights.weight_sources import Weights
 
 # Of a list given twice absl would keep the last, in silence.
 _names = functools.partial(
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
 def _list() -> None:
     import numpy as np
 
-    from mnist_dist.layers.layer_weights import layer_of
+    from mnist_dist.layer_weights.layers import layer_of
 
     (weights,) = _load("from")
     rows = [
@@ -104,7 +104,7 @@ def _save() -> None:
 def _transplant() -> None:
     (weights,) = _load("from")
     if FLAGS.output:
-        from mnist_dist.layers.transplant import rename_layers
+        from mnist_dist.layer_weights.transplant import rename_layers
 
         pairs = _layer_map() or [(layer, layer) for layer in _layers_of(weights)]
         _save_file(weights.source, rename_layers(weights, pairs), pairs)
@@ -119,12 +119,12 @@ def _load_into_run() -> None:
 
 
 def _put_into_run(weights: "Weights", pairs: list[tuple[str, str]]) -> None:
-    from mnist_dist import run_checkpoints
-    from mnist_dist.layers import transplant
-    from mnist_dist.run_directory import open_for_writing
-    from mnist_dist.trained_model import read_checkpoint
+    from mnist_dist.inference.trained_model import read_checkpoint
+    from mnist_dist.layer_weights import transplant
+    from mnist_dist.run import history
+    from mnist_dist.run.directory import open_for_writing
 
-    run_checkpoints.check_run(FLAGS.model_dir)
+    history.check_run(FLAGS.model_dir)
     with open_for_writing(FLAGS.model_dir):
         _, arrays = read_checkpoint(FLAGS.model_dir, "latest")
         fit = transplant.fit_layers(
@@ -133,7 +133,7 @@ def _put_into_run(weights: "Weights", pairs: list[tuple[str, str]]) -> None:
             layer_map=pairs,
             target=FLAGS.model_dir,
         )
-        before, path = run_checkpoints.replace_latest(
+        before, path = history.replace_latest(
             FLAGS.model_dir, arrays, transplant.replace_weights(arrays, fit.applied)
         )
     _print(
@@ -149,7 +149,7 @@ def _put_into_run(weights: "Weights", pairs: list[tuple[str, str]]) -> None:
 
 
 def _diff() -> None:
-    from mnist_dist.layers.layer_differences import diff_layers
+    from mnist_dist.layer_weights.differences import diff_layers
 
     first, second = _load("from", "to")
     rows = [row._asdict() for row in diff_layers(first, second)]
@@ -165,7 +165,7 @@ def _diff() -> None:
 
 
 def _checkpoints() -> None:
-    from mnist_dist.run_checkpoints import list_run_checkpoints
+    from mnist_dist.run.history import list_run_checkpoints
 
     rows = [row._asdict() for row in list_run_checkpoints(FLAGS.model_dir)]
     if FLAGS.format == "table":
@@ -178,7 +178,7 @@ def _checkpoints() -> None:
 
 
 def _revert() -> None:
-    from mnist_dist.run_checkpoints import revert_run
+    from mnist_dist.run.history import revert_run
 
     reverted = revert_run(FLAGS.model_dir, FLAGS.step)
     if FLAGS.format == "json":
@@ -281,7 +281,7 @@ def _load(*names: str) -> "list[Weights]":
 
 
 def _load_one(flag: str) -> "Weights":
-    from mnist_dist.layers.weight_sources import load_weights
+    from mnist_dist.layer_weights.weight_sources import load_weights
 
     try:
         return load_weights(
@@ -295,7 +295,7 @@ def _load_one(flag: str) -> "Weights":
 
 
 def _selected(weights: "Weights") -> "Arrays":
-    from mnist_dist.layers.layer_weights import select_layers
+    from mnist_dist.layer_weights.layers import select_layers
 
     if not _layers():
         return weights.arrays
@@ -303,7 +303,7 @@ def _selected(weights: "Weights") -> "Arrays":
 
 
 def _layers_of(weights: "Weights") -> list[str]:
-    from mnist_dist.layers.layer_weights import layer_of
+    from mnist_dist.layer_weights.layers import layer_of
 
     return list(dict.fromkeys(map(layer_of, weights.arrays)))
 
@@ -311,7 +311,7 @@ def _layers_of(weights: "Weights") -> list[str]:
 def _save_file(
     source: str, arrays: "Arrays", pairs: Sequence[tuple[str, str]] = ()
 ) -> None:
-    from mnist_dist.layers.layer_files import save_folder, save_npz
+    from mnist_dist.layer_weights.layer_files import save_folder, save_npz
 
     if FLAGS.output.endswith(".npz"):
         save_npz(arrays, FLAGS.output)

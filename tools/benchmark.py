@@ -19,20 +19,20 @@ from collections.abc import Callable
 
 from absl import app, flags
 
-from mnist_dist import program
+from mnist_dist.cli import program
 
 with program.quiet_imports():
     import keras
     import numpy as np
     import tensorflow as tf
 
-    from mnist_dist.compilation import should_compile
     from mnist_dist.data import ExampleStream, load_dataset
-    from mnist_dist.losses import cross_entropy
-    from mnist_dist.models import create_model
-    from mnist_dist.optimizers import create_schedule, create_update_rule
-    from mnist_dist.steps import create_train_loop
-    from mnist_dist.train_state import TrainState
+    from mnist_dist.device.steps import create_train_loop
+    from mnist_dist.device.train_state import TrainState
+    from mnist_dist.device.xla import should_compile
+    from mnist_dist.modeling.losses import cross_entropy
+    from mnist_dist.modeling.networks import create_model
+    from mnist_dist.modeling.optimizers import create_schedule, create_update_rule
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
 LEARNING_RATE = 1e-3

@@ -20,17 +20,17 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from mnist_dist import program
+from mnist_dist.cli import program
 
 with program.quiet_imports():
     import numpy as np
     import tensorflow as tf
     from PIL import Image
 
+    from mnist_dist.artifacts.saved_model import create_serving_module
     from mnist_dist.data import load_dataset
-    from mnist_dist.exports.saved_model import create_serving_module
-    from mnist_dist.models import create_model
-    from mnist_dist.train_state import TrainState
+    from mnist_dist.device.train_state import TrainState
+    from mnist_dist.modeling.networks import create_model
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
 FILES = flags.DEFINE_integer(

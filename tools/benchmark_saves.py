@@ -19,26 +19,26 @@ from typing import Any
 
 from absl import app, flags
 
-from mnist_dist import program
+from mnist_dist.cli import program
 
 with program.quiet_imports():
     import tensorflow as tf
 
-    from mnist_dist.checkpoints import list_checkpoints
-    from mnist_dist.compilation import should_compile
+    from mnist_dist.cluster.membership import find_cluster
+    from mnist_dist.cluster.stop_request import StopRequest
     from mnist_dist.data import Dataset, load_dataset
-    from mnist_dist.models import create_model
-    from mnist_dist.optimizers import create_schedule, create_update_rule
-    from mnist_dist.preemption import StopRequest
-    from mnist_dist.run_directory import checkpoint_dir
-    from mnist_dist.run_plan import RunPlan
-    from mnist_dist.steps import (
+    from mnist_dist.device.steps import (
         create_evaluate_loop,
         create_train_loop,
     )
-    from mnist_dist.train_state import TrainState
-    from mnist_dist.training import TrainingRun
-    from mnist_dist.workers.cluster import find_cluster
+    from mnist_dist.device.train_state import TrainState
+    from mnist_dist.device.xla import should_compile
+    from mnist_dist.modeling.networks import create_model
+    from mnist_dist.modeling.optimizers import create_schedule, create_update_rule
+    from mnist_dist.run.checkpoints import list_checkpoints
+    from mnist_dist.run.directory import checkpoint_dir
+    from mnist_dist.run.plan import RunPlan
+    from mnist_dist.training.host_loop import TrainingRun
 
 ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of each.", lower_bound=2)
 SEED = 1

@@ -19,7 +19,7 @@ import time
 import numpy as np
 from absl import app, flags
 
-from mnist_dist import program
+from mnist_dist.cli import program
 from mnist_dist.data import load_dataset
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
@@ -35,13 +35,13 @@ def time_ours() -> dict[str, float]:
     with program.quiet_imports():
         import tensorflow as tf
 
-        from mnist_dist.distribution import create_strategy
-        from mnist_dist.losses import cross_entropy
-        from mnist_dist.models import create_model
-        from mnist_dist.optimizers import create_schedule, create_update_rule
-        from mnist_dist.steps import create_train_loop
-        from mnist_dist.train_state import TrainState
-        from mnist_dist.workers.cluster import Cluster
+        from mnist_dist.cluster.membership import Cluster
+        from mnist_dist.device.steps import create_train_loop
+        from mnist_dist.device.strategy import create_strategy
+        from mnist_dist.device.train_state import TrainState
+        from mnist_dist.modeling.losses import cross_entropy
+        from mnist_dist.modeling.networks import create_model
+        from mnist_dist.modeling.optimizers import create_schedule, create_update_rule
     dataset = load_dataset()
     strategy = create_strategy(
         cluster=Cluster("benchmark", tuple(ADDRESSES.value), RANK.value)
@@ -162,7 +162,7 @@ def run_peer(peer: str, folder: str) -> dict[str, float]:
 def save_start(folder: str) -> None:
     """Writes the weights that both start from."""
     with program.quiet_imports():
-        from mnist_dist.models import create_model
+        from mnist_dist.modeling.networks import create_model
     model = create_model("mlp", image_shape=(28, 28, 1), num_classes=10, seed=1)
     kernels = {f"kernel_{i}": model.weights[2 * i - 2].numpy() for i in (1, 2)}
     np.savez(os.path.join(folder, "start.npz"), **kernels)

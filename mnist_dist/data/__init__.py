@@ -10,6 +10,6 @@ hostile file costs no more memory than an honest one).
 """
 
 from mnist_dist.data.dataset import Dataset, Split, load_dataset
-from mnist_dist.data.plan import ExampleStream
+from mnist_dist.data.example_stream import ExampleStream
 
 __all__ = ["Dataset", "ExampleStream", "Split", "load_dataset"]

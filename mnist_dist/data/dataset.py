@@ -13,8 +13,8 @@ import numpy as np
 
 from mnist_dist.data.idx import load_idx
 from mnist_dist.data.npz import KEYS, load_npz
-from mnist_dist.data.reading import quoted
 from mnist_dist.errors import InputError
+from mnist_dist.files.untrusted import quoted
 
 MAX_CLASSES = 1 << 16
 

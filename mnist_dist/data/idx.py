@@ -14,7 +14,8 @@ import zlib
 
 import numpy as np
 
-from mnist_dist.data.reading import (
+from mnist_dist.errors import InputError
+from mnist_dist.files.untrusted import (
     MAX_IMAGES_RATIO,
     ByteStream,
     max_unpacked_bytes,
@@ -22,7 +23,6 @@ from mnist_dist.data.reading import (
     quoted,
     read_payload,
 )
-from mnist_dist.errors import InputError
 
 MAX_RANK = 4
 

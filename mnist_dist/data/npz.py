@@ -9,14 +9,14 @@ import zlib
 
 import numpy as np
 
-from mnist_dist.data.npy import read_npy_data, read_npy_header
-from mnist_dist.data.reading import (
+from mnist_dist.errors import InputError
+from mnist_dist.files.npy import read_npy_data, read_npy_header
+from mnist_dist.files.untrusted import (
     MAX_IMAGES_RATIO,
     max_unpacked_bytes,
     open_file,
     quoted,
 )
-from mnist_dist.errors import InputError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 

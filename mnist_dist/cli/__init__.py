@@ -1,0 +1,1 @@
+"""What programs share: flags, exit codes, standard streams, forms of output."""

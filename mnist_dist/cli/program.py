@@ -1,0 +1,227 @@
+"""What every program does around its `main`: flags in, an exit code out."""
+
+import contextlib
+import math
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, NoReturn
+
+from absl import app, flags, logging
+
+from mnist_dist.cli.standard_streams import (
+    OutputError,
+    flush_stdout,
+    ignore_write_errors,
+    report_write_errors,
+)
+from mnist_dist.errors import (
+    EXIT_FAILED,
+    EXIT_INPUT,
+    EXIT_STOPPED,
+    InputError,
+    PeerError,
+    RunError,
+)
+
+
+def run(
+    main: Callable[[Sequence[str]], int | None],
+    *,
+    takes_arguments: bool = False,
+    leaves_at_once: bool = False,
+) -> None:
+    """Runs `main` on the parsed command line and exits with its code.
+
+    What is left of it after the flags is an error unless `takes_arguments`.
+
+    Wrong flags and every `InputError` become one line on standard error, exit 2;
+    every `RunError` one line, exit 1; every `PeerError` one line, exit 143. A standard
+    output that takes no more, as on a full disk, ends it with one line, exit 1, unless
+    it is to `ignore_write_errors`; without a word where its reader has seen enough, as
+    `head`. One that is closed is an error too, with the same exception.
+
+    With `leaves_at_once` nothing is torn down at the end: a worker's TensorFlow takes
+    seconds for that, and more if another worker is gone.
+    """
+    # Before TensorFlow is imported, which reads them then.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+    logging.set_verbosity(logging.WARNING)
+    ignore_write_errors("stderr")
+    if _asks_help(sys.argv):
+        ignore_write_errors("stdout")  # `--help | head`
+    else:
+        report_write_errors()
+
+    def guarded(argv: list[str]) -> int | None:
+        try:
+            if sys.stdout is None:
+                raise InputError(
+                    "standard output: found it closed, expected it for results"
+                )
+            if len(argv) > 1 and not takes_arguments:
+                raise InputError(
+                    f"unexpected argument {argv[1]!r}: flags begin with --"
+                )
+            code = main(argv)
+            flush_stdout()
+            return code
+        except InputError as error:
+            _fail(error, EXIT_INPUT)
+        except RunError as error:
+            _fail(error, EXIT_FAILED)
+        except PeerError as error:
+            _fail(error, EXIT_STOPPED)
+        except OutputError as error:
+            if isinstance(error.__cause__, BrokenPipeError):
+                sys.exit(EXIT_FAILED)
+            _fail(error, EXIT_FAILED)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        finally:
+            # What an error left unwritten: Python's own try, at exit, would end in 120.
+            with contextlib.suppress(OutputError):
+                flush_stdout()
+
+    try:
+        app.run(guarded, flags_parser=_parse)
+    except SystemExit as end:
+        if leaves_at_once and (end.code is None or isinstance(end.code, int)):
+            _leave(end.code or 0)
+        raise
+    except BaseException:
+        if leaves_at_once:
+            traceback.print_exc()
+            _leave(EXIT_FAILED)
+        raise
+
+
+def check_one_of(first: str, second: str) -> None:
+    """Checks that one of two flags is given.
+
+    Raises:
+      InputError: both are, or neither.
+    """
+    given = [bool(flags.FLAGS[name].value) for name in (first, second)]
+    if sum(given) != 1:
+        raise InputError(
+            f"--{first} and --{second}: found {'both' if all(given) else 'neither'}, "
+            "expected one of the two"
+        )
+
+
+def check_checkpoint(checkpoint: str) -> None:
+    """Checks what --checkpoint names, as far as that can be told without the run.
+
+    Raises:
+      InputError: it is neither `latest` nor `best` nor a step.
+    """
+    is_step = checkpoint.isascii() and checkpoint.isdigit()
+    if checkpoint not in ("latest", "best") and not is_step:
+        raise InputError(
+            f"--checkpoint: found {checkpoint!r}, expected latest, best or a step"
+        )
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Keeps what TensorFlow's C++ prints on import from standard error.
+
+    No setting silences what it says before its logging starts. If the import fails,
+    all that was said is shown. Where there is no place to keep it, it is shown anyhow.
+    """
+    try:
+        said = _open_scratch()
+    except OSError:
+        yield
+        return
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(stderr, said.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def _open_scratch() -> IO[bytes]:
+    """Opens a file that nobody else sees: in memory if the system has such."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("stderr"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _leave(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        if _asks_help(argv):
+            # absl knows --help only from its own parser of the command line.
+            return app.parse_flags_with_usage(argv)
+        return parse(argv)
+    except InputError as error:
+        _fail(error, EXIT_INPUT)
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags in a command line; returns the rest of it.
+
+    Raises:
+      InputError: one is unknown or wrong; or empty, as when a script's variable is
+        not set, or not finite, which absl's bounds let pass; or not UTF-8, which
+        TensorFlow, JSON and protocol buffers cannot take.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, ValueError) as error:  # ValueError: --noexport=1
+        raise InputError(str(error)) from None
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        values = flag.value if isinstance(flag.value, list) else [flag.value]
+        if flag.present and (not values or "" in values or [] in values):
+            raise InputError(f"--{name}: found nothing, expected a value")
+        for value in values:  # of a flag given several times, lists
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and not _is_unicode(text):
+                    raise InputError(f"--{name}: found {text!r}, expected UTF-8")
+        if isinstance(flag.value, float) and not math.isfinite(flag.value):
+            raise InputError(f"--{name}: found {flag.value}, expected a finite number")
+    return rest
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _asks_help(argv: list[str]) -> bool:
+    names = ("help", "helpshort", "helpfull", "helpxml")
+    return any(arg in (f"-{name}", f"--{name}") for arg in argv[1:] for name in names)
+
+
+def print_error(error: Exception) -> None:
+    """Says on standard error, in one line, what is wrong."""
+    name = os.path.basename(sys.argv[0]).removesuffix(".py")
+    print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    print_error(error)
+    sys.exit(code)

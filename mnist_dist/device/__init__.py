@@ -1,0 +1,1 @@
+"""What runs on devices: the strategy, the loops, the variables, the data."""

@@ -1,0 +1,1 @@
+"""Figures of each class, records of evaluations, following a run."""

@@ -1,0 +1,1 @@
+"""Trained models, loaded again, and what they predict."""

@@ -1,0 +1,1 @@
+"""Weights of single layers: out of anything, into anything."""

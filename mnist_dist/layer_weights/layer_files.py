@@ -1,0 +1,214 @@
+"""Layer files: named arrays <-> one `.npz` file, or a folder of `.npy` files.
+
+An array is named `<layer>/<weight>`. That is its key in the `.npz`, and the path of
+its `.npy` in the folder, so `numpy.load` reads both without this code. Pickles are
+never loaded, and a damaged or hostile file costs no more than a small multiple of its
+own size.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import IO
+
+import numpy as np
+
+from mnist_dist.errors import InputError, RunError
+from mnist_dist.files.arrays import Arrays
+from mnist_dist.files.durable import FILE_ERRORS, describe_error, publishing
+from mnist_dist.files.npy import read_npy_data, read_npy_header
+from mnist_dist.files.untrusted import max_unpacked_bytes, open_file, quoted
+
+MAX_WEIGHTS_RATIO = 16  # trained weights hardly compress
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no fault of what is asked for
+_MAX_FOLDERS, _MAX_DEPTH = 10_000, 8
+# What zipfile raises on damaged files: it has no class of its own for them all.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
+
+
+def check_name(name: str, *, where: str) -> str:
+    """Returns `name` if it is `<layer>/<weight>` and can be a path in a folder.
+
+    Raises:
+      InputError: a part of it is empty, `.`, `..`, not printable or too long, or
+        there is only one.
+    """
+    parts = name.split("/")
+    if len(parts) < 2 or not all(map(_is_plain, parts)):
+        raise InputError(
+            f"{where}: found the name {name!r}, expected <layer>/<weight> in plain "
+            "characters, without '..'"
+        )
+    return name
+
+
+def check_layer(layer: str, *, where: str) -> str:
+    """Returns `layer` if it can be a layer's name; a nested one's has slashes.
+
+    Raises:
+      InputError: as for `check_name`.
+    """
+    if not all(map(_is_plain, layer.split("/"))):
+        raise InputError(
+            f"{where}: found the layer name {layer!r}, expected plain characters, "
+            "without '..' and without '/' at an end"
+        )
+    return layer
+
+
+def load_npz(path: str) -> Arrays:
+    """Reads a layer file.
+
+    Raises:
+      InputError: it is not an `.npz` of numeric arrays with keys `<layer>/<weight>`,
+        it is damaged, or it claims to unpack to far more than its size.
+    """
+    arrays: Arrays = {}
+    with open_file(path) as (file, size):
+        left = max_unpacked_bytes(size, max_ratio=MAX_WEIGHTS_RATIO)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                for member in archive.infolist():
+                    # zipfile cuts `filename` at a NUL.
+                    name = member.orig_filename.removesuffix(".npy")
+                    check_name(name, where=quoted(path))
+                    if name in arrays or name == member.orig_filename:
+                        raise InputError(
+                            f"{quoted(path)}: found the member "
+                            f"{member.orig_filename!r}, expected each "
+                            "<layer>/<weight>.npy once"
+                        )
+                    with archive.open(member) as stream:
+                        arrays[name] = _read_array(
+                            stream, max_bytes=left, name=f"{quoted(path)}: {name}"
+                        )
+                    left -= arrays[name].nbytes
+        except _ZIP_ERRORS as error:
+            raise InputError(
+                f"{quoted(path)}: not an .npz archive that can be read ({error})"
+            ) from error
+    return arrays
+
+
+def load_folder(path: str) -> Arrays:
+    """Reads all `<layer>/<weight>.npy` in a folder; links to folders are not followed.
+
+    Raises:
+      InputError: a `.npy` file is not a numeric array, or the folder is too large or
+        deep to be one of layers.
+    """
+    arrays: Arrays = {}
+    for number, (folder, folders, files) in enumerate(os.walk(path)):
+        relative = os.path.relpath(folder, path)
+        parts = [] if relative == "." else relative.split(os.sep)
+        if number >= _MAX_FOLDERS or len(parts) > _MAX_DEPTH:
+            raise InputError(
+                f"{quoted(path)}: found over {_MAX_FOLDERS} folders or {_MAX_DEPTH} "
+                "levels, expected a folder of <layer>/<weight>.npy files"
+            )
+        folders.sort()
+        for file_name in sorted(files):
+            if file_name.endswith(".npy"):
+                name = "/".join([*parts, file_name.removesuffix(".npy")])
+                check_name(name, where=quoted(path))
+                file_path = os.path.join(folder, file_name)
+                with open_file(file_path) as (file, size):
+                    arrays[name] = _read_array(
+                        file, max_bytes=size, name=quoted(file_path)
+                    )
+    return arrays
+
+
+def save_npz(arrays: Mapping[str, np.ndarray], path: str) -> None:
+    """Writes a layer file, replacing one that is there, in one step.
+
+    Raises:
+      InputError: a name cannot be a key, or nothing can be written there.
+      RunError: the disk is full.
+    """
+    for name in arrays:
+        check_name(name, where=quoted(path))
+    try:
+        # Not numpy.savez: its own parameters' names could not be keys.
+        with publishing(path) as staging, zipfile.ZipFile(staging, "w") as archive:
+            for name, array in arrays.items():
+                # A fixed time: the same weights give the same file.
+                member = zipfile.ZipInfo(f"{name}.npy")
+                member.external_attr = 0o644 << 16
+                with archive.open(member, "w", force_zip64=True) as stream:
+                    _write_array(stream, array)
+    except FILE_ERRORS as error:
+        raise _cannot_write(path, error) from error
+
+
+def save_folder(arrays: Mapping[str, np.ndarray], path: str) -> None:
+    """Writes a folder of `<layer>/<weight>.npy`; it must be new or empty.
+
+    Raises:
+      InputError: it holds something, a name cannot be a path, or nothing can be
+        written there.
+      RunError: the disk is full.
+    """
+    for name in arrays:
+        check_name(name, where=quoted(path))
+    path = path.rstrip("/") or "/"
+    try:
+        if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
+            raise InputError(
+                f"{quoted(path)}: found something there, expected a new or empty folder"
+            )
+        with publishing(path, overwrite=False) as staging:
+            os.mkdir(staging)
+            for name, array in arrays.items():
+                file_path = os.path.join(staging, f"{name}.npy")
+                os.makedirs(os.path.dirname(file_path), exist_ok=True)
+                with open(file_path, "wb") as file:
+                    _write_array(file, array)
+            if os.path.isdir(path):
+                os.rmdir(path)  # which fails unless it is still empty
+    except FILE_ERRORS as error:
+        raise _cannot_write(path, error) from error
+
+
+def _is_plain(part: str) -> bool:
+    return (
+        part not in ("", ".", "..")
+        and part.isprintable()
+        and "\\" not in part
+        and len(part.encode(errors="replace")) <= 250
+    )
+
+
+def _read_array(stream: IO[bytes], *, max_bytes: int, name: str) -> np.ndarray:
+    header = read_npy_header(stream, name=name)
+    if header.dtype.kind not in "biuf":
+        raise InputError(f"{name}: found dtype {header.dtype}, expected numbers")
+    return read_npy_data(stream, header, max_bytes=max_bytes, name=name)
+
+
+def _write_array(stream: IO[bytes], array: np.ndarray) -> None:
+    contiguous = np.ascontiguousarray(array).reshape(array.shape)
+    header = np.lib.format.header_data_from_array_1_0(contiguous)
+    np.lib.format.write_array_header_1_0(stream, header)
+    # Not numpy's own way, which does not say why the disk took no more.
+    stream.write(contiguous.reshape(-1).view(np.uint8).data)
+
+
+def _cannot_write(path: str, error: Exception) -> InputError | RunError:
+    message = f"{quoted(path)}: cannot be written ({describe_error(error)})"
+    is_full = getattr(error, "errno", None) in _FULL
+    return RunError(message) if is_full else InputError(message)

@@ -1,0 +1,1 @@
+"""Networks, losses, update rules, augmentation and random draws."""

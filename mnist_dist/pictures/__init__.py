@@ -1,0 +1,1 @@
+"""Files -> images of the model's size."""

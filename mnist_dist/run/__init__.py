@@ -1,0 +1,1 @@
+"""What a run leaves on disk: directory, settings, checkpoints, metrics."""

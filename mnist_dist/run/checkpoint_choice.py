@@ -1,0 +1,187 @@
+"""Which checkpoint is meant, of those that lie there, and all that it holds."""
+
+import os
+import re
+from collections.abc import Sequence
+
+from absl import logging
+
+from mnist_dist.errors import InputError
+from mnist_dist.files.arrays import Arrays, Specs, check_specs
+from mnist_dist.files.durable import describe_error
+from mnist_dist.run import checkpoints
+
+_TRIES = 5  # at a listing that a running training changes while it is read
+
+
+def load_newest(directories: Sequence[str], *, specs: Specs) -> Arrays | None:
+    """Loads the newest checkpoint that is whole, or None where there is none.
+
+    Args:
+      directories: as `read_newest` takes them.
+      specs: shape and dtype that the run needs, by name.
+
+    Raises:
+      InputError: there are checkpoints but none is whole, or the newest whole one
+        is of another model or optimizer.
+    """
+    found = read_newest(directories)
+    if found is None:
+        return None
+    prefix, arrays = found
+    check_specs(arrays, specs=specs, name=prefix)
+    return arrays
+
+
+def read_newest(directories: Sequence[str]) -> tuple[str, Arrays] | None:
+    """Reads the newest checkpoint that is whole, whatever model it is of.
+
+    A warning names each newer one that is damaged. A training that goes on may replace
+    them all while they are read: then it looks again.
+
+    Args:
+      directories: where `ckpt-<step>` files lie; state files are not consulted. Of
+        the same step the first directory's is taken.
+
+    Returns:
+      The checkpoint's path, as TensorFlow takes it, and everything in it; None where
+      there is no checkpoint.
+
+    Raises:
+      InputError: there are checkpoints but none is whole.
+    """
+    for _ in range(_TRIES):
+        candidates = _newest_first(directories)
+        damage = []
+        for step, directory in candidates:
+            prefix = checkpoints.checkpoint_prefix(directory, step)
+            try:
+                arrays = checkpoints.read_step(directory, step)
+            except checkpoints.DAMAGE as error:
+                damage.append(
+                    f"{prefix}: {type(error).__name__}: {describe_error(error)}"
+                )
+                continue
+            for text in damage:
+                logging.warning("a checkpoint is damaged and skipped: %s", text)
+            return prefix, arrays
+        if candidates == _newest_first(directories):
+            break
+    if not candidates:
+        return None
+    raise InputError(
+        f"{directories[0]}: all {len(candidates)} checkpoints are damaged; nothing was "
+        f"overwritten: {'; '.join(damage)}"
+    )
+
+
+def _newest_first(directories: Sequence[str]) -> list[tuple[int, str]]:
+    candidates = [
+        (step, d) for d in directories for step in checkpoints.list_checkpoints(d)
+    ]
+    return sorted(candidates, key=lambda candidate: candidate[0], reverse=True)
+
+
+def load_restored(
+    directories: Sequence[str], *, restore: str, specs: Specs
+) -> Arrays | None:
+    """Loads what a run is to go on from, or None for its first step.
+
+    Args:
+      directories: of the run's checkpoints, as `load_newest` takes them.
+      restore: `auto` (the newest), `none`, a step, or the path of a checkpoint.
+      specs: as `load_newest` takes it.
+
+    Raises:
+      InputError: nothing to restore is whole, `none` where checkpoints are, or a
+        checkpoint of another run where this one has its own.
+    """
+    if restore == "auto":
+        return load_newest(directories, specs=specs)
+    listed = _list_steps(directories)
+    if restore == "none":
+        if listed:
+            raise InputError(
+                f"--restore=none: found checkpoints in {directories[0]} (steps "
+                f"{listed}), expected none; --overwrite deletes them"
+            )
+        return None
+    if restore.isascii() and restore.isdigit():
+        prefix, arrays = read_named_step(
+            directories, restore, flag="--restore", words="auto, none"
+        )
+    else:
+        directory, step = parse_prefix(restore, flag="--restore")
+        own = {os.path.realpath(d) for d in directories}
+        if listed and os.path.realpath(directory) not in own:
+            raise InputError(
+                f"--restore: found {restore}, a checkpoint of another run, but "
+                f"{directories[0]} has its own (steps {listed}); expected one of these"
+            )
+        prefix, arrays = read_named_step(
+            [directory], str(step), flag="--restore", words="auto, none"
+        )
+    check_specs(arrays, specs=specs, name=prefix)
+    return arrays
+
+
+def read_named_step(
+    directories: Sequence[str], step: str, *, flag: str, words: str
+) -> tuple[str, Arrays]:
+    """Reads the checkpoint of the step that a flag names.
+
+    Args:
+      directories: where `ckpt-<step>` files lie; the first with a whole one counts.
+      step: as it was given.
+      flag: that names it.
+      words: what else it takes, for the error.
+
+    Returns:
+      As `read_newest` does.
+
+    Raises:
+      InputError: there is none of this step, or none that is whole.
+    """
+    damage = ""
+    for directory in directories:
+        if step in map(str, checkpoints.list_checkpoints(directory)):
+            prefix = checkpoints.checkpoint_prefix(directory, int(step))
+            try:
+                return prefix, checkpoints.read_step(directory, int(step))
+            except checkpoints.DAMAGE as error:
+                damage = f"{prefix} is damaged: {describe_error(error)}"
+    if damage:
+        raise InputError(f"{flag}: {damage}")
+    raise InputError(
+        f"{flag}: found {step}, expected {words} or one of the steps in "
+        f"{directories[0]}: {_list_steps(directories) or 'none'}"
+    )
+
+
+def _list_steps(directories: Sequence[str]) -> str:
+    steps = {
+        step
+        for directory in directories
+        for step in checkpoints.list_checkpoints(directory)
+    }
+    return ", ".join(map(str, sorted(steps, reverse=True)))
+
+
+def parse_prefix(path: str, *, flag: str) -> tuple[str, int]:
+    """Splits the path of a checkpoint, as in `RUN/best/ckpt-100`, or of its index.
+
+    Returns:
+      The directory and the step.
+
+    Raises:
+      InputError: no checkpoint has this path.
+    """
+    directory, name = os.path.split(path.removesuffix(".index"))
+    match = re.fullmatch(checkpoints.NAME, name)
+    directory = directory or "."
+    if not match or int(match[1]) not in checkpoints.list_checkpoints(directory):
+        raise InputError(
+            f"{flag}: found {path!r}, expected the path of a checkpoint, as in "
+            "RUN/checkpoints/ckpt-100"
+        )
+    return directory, int(match[1])

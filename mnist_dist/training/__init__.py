@@ -1,0 +1,1 @@
+"""One run from step to step, as the host sees it."""

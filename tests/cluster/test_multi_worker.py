@@ -1,0 +1,435 @@
+"""Several workers on loopback: the results of one, and what faults do to them."""
+
+import ast
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import forking_launcher
+import numpy as np
+import pytest
+
+from mnist_dist.evaluation.records import load_record
+from mnist_dist.run.checkpoints import list_checkpoints, load_arrays
+
+PEER_TIMEOUT = 4  # less, and a busy machine loses workers that live
+FORKING_LAUNCHER = forking_launcher.__file__
+COMMON = [
+    "--model=mlp",
+    "--global_batch_size=96",
+    "--lr_schedule=constant",
+    "--dropout=0.1",
+    "--enable_xla=off",  # to compile takes longer than to train
+    "--eval_interval=20",
+    "--checkpoint_interval=20",
+    "--summary_interval=10",
+    "--noexport",
+]
+
+
+def free_hosts(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return ",".join(f"127.0.0.1:{s.getsockname()[1]}" for s in sockets)
+    finally:
+        for s in sockets:
+            s.close()
+
+
+@pytest.fixture
+def start(fork_server):
+    """Starts workers, each with a model_dir of its own; ends them after the test."""
+    processes = []
+
+    def start(model_dir, *flags, num_workers=2, ranks=None, own_flags=None, hosts=None):
+        hosts = hosts or free_hosts(num_workers)
+        group = []
+        for rank in range(num_workers) if ranks is None else ranks:
+            # No shared file system: only the chief may need the run's directory.
+            directory = model_dir if rank == 0 else model_dir / f"not-for-{rank}"
+            group.append(
+                fork_server.start(
+                    "mnist_dist.train",
+                    f"--model_dir={directory}",
+                    *(
+                        COMMON
+                        if num_workers == 1
+                        else [*COMMON, f"--peer_timeout={PEER_TIMEOUT}"]
+                    ),
+                    *flags,
+                    *((own_flags or {}).get(rank, [])),
+                    *([] if num_workers == 1 else [f"--worker_hosts={hosts}"]),
+                    *([] if num_workers == 1 else [f"--task_index={rank}"]),
+                )
+            )
+        processes.extend(group)
+        return group
+
+    yield start
+    for process in processes:
+        process.kill(signal.SIGKILL)
+
+
+def finish(group, code=0):
+    codes = [process.wait() for process in group]
+    assert codes == [code] * len(group), [p.stderr() for p in group]
+
+
+def arrays(model_dir, step=None):
+    """Arrays of a run's checkpoint, the newest unless told otherwise."""
+    directory = str(model_dir / "checkpoints")
+    return load_arrays(f"{directory}/ckpt-{step or list_checkpoints(directory)[0]}")
+
+
+def evaluations(model_dir):
+    records = map(json.loads, (model_dir / "metrics.jsonl").read_text().splitlines())
+    return [r for r in records if r["kind"] == "eval"]
+
+
+def assert_same_weights(found_dir, expected_dir, step=None):
+    found, expected = arrays(found_dir, step), arrays(expected_dir, step)
+    assert found["step"] == expected["step"]
+    weights = [name for name in expected if name.startswith(("model/", "ema/"))]
+    assert weights
+    for name in weights:
+        np.testing.assert_allclose(
+            found[name], expected[name], rtol=2e-3, atol=2e-4, err_msg=name
+        )
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory, fork_server):
+    """An undisturbed run of 60 steps in one process."""
+    folder = tmp_path_factory.mktemp("one")
+    finish(
+        [
+            fork_server.start(
+                "mnist_dist.train", f"--model_dir={folder}", *COMMON, "--train_steps=60"
+            )
+        ]
+    )
+    return folder
+
+
+def test_two_workers_give_the_results_of_one(one_process, start, tmp_path):
+    group = start(tmp_path, "--train_steps=60", "--enable_xla=on")
+    finish(group)
+    assert_same_weights(tmp_path, one_process)
+    found, expected = evaluations(tmp_path), evaluations(one_process)
+    assert [r["step"] for r in found] == [r["step"] for r in expected] == [20, 40, 60]
+    for a, b in zip(found, expected, strict=True):
+        assert a["num_examples"] == 10_000
+        assert abs(a["accuracy"] - b["accuracy"]) < 2e-3
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=5e-3)
+    # The chief alone writes, and says what the run is.
+    assert not (tmp_path / "not-for-1").exists()
+    assert "worker 0 is chief, this one" in group[0].stdout()
+    assert "2 workers" in group[0].stdout()
+    assert group[0].stderr().count("unauthenticated") == 1
+    assert "worker 1 of 2" in group[1].stdout()
+    assert len(group[1].stdout().splitlines()) == 1
+    assert group[1].stderr() == ""
+
+
+def test_two_workers_train_a_cnn_as_one(start, tmp_path):
+    flags = ["--model=cnn", "--train_steps=100", "--eval_interval=100"]
+    flags += ["--checkpoint_interval=10", "--max_to_keep=10"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(start(one, *flags, num_workers=1))
+    finish(start(two, *flags))
+    # A ReLU that a rounding error turns makes more of a rounding error than a product
+    # does: only the first weights are the same to float tolerance, what comes of them
+    # is as good.
+    assert_same_weights(two, one, step=10)
+    (found,), (expected,) = evaluations(two), evaluations(one)
+    assert found["num_examples"] == expected["num_examples"] == 10_000
+    assert expected["accuracy"] > 0.9
+    assert abs(found["accuracy"] - expected["accuracy"]) < 0.01
+
+
+def wait_for_step(model_dir, step, group):
+    deadline = time.monotonic() + 60
+    while max(list_checkpoints(str(model_dir / "checkpoints")), default=0) < step:
+        assert time.monotonic() < deadline, [p.stderr() for p in group]
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("rank", "number"),
+    [(0, signal.SIGTERM), (1, signal.SIGTERM), (0, signal.SIGINT), (1, signal.SIGUSR1)],
+)
+def test_signal_to_one_worker_stops_all_at_one_step(rank, number, start, tmp_path):
+    group = start(tmp_path, "--train_steps=100000")
+    wait_for_step(tmp_path, 20, group)
+    group[rank].kill(number)
+    finish(group, code=143)
+    lines = [process.stdout().splitlines()[-1] for process in group]
+    name = signal.Signals(number).name
+    assert f"stopped by {name} at step" in lines[rank]
+    assert "stopped by a signal to another worker at step" in lines[1 - rank]
+    stopped_at = {line.split(" at step ")[1].split()[0] for line in lines}
+    assert len(stopped_at) == 1
+    newest = list_checkpoints(str(tmp_path / "checkpoints"))[0]
+    assert stopped_at == {f"{newest:,}"}
+
+
+# Sends SIGTERM when TensorFlow has connected the workers, and with that put a handler
+# of its own in the place of ours.
+SIGNALLED_WHILE_CONNECTING = """
+import contextlib, os, runpy, signal, sys
+from mnist_dist.device import strategy
+limit = strategy.exits_unless_done_within
+@contextlib.contextmanager
+def limit_and_signal(seconds, *, code):
+    with limit(seconds, code=code):
+        yield
+    os.kill(os.getpid(), signal.SIGTERM)
+strategy.exits_unless_done_within = limit_and_signal
+runpy.run_module("mnist_dist.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_signal_while_tensorflow_connects_is_not_lost(
+    start, fork_server, one_process, tmp_path
+):
+    hosts = free_hosts(2)
+    (chief,) = start(tmp_path, "--train_steps=60", ranks=[0], hosts=hosts)
+    other = fork_server.start(
+        *("-c", SIGNALLED_WHILE_CONNECTING, *COMMON),
+        *(f"--model_dir={tmp_path}/not-for-1", "--train_steps=60"),
+        *(f"--peer_timeout={PEER_TIMEOUT}", f"--worker_hosts={hosts}"),
+        "--task_index=1",
+    )
+    assert (other.wait(), chief.wait()) == (143, 143), other.stderr()
+    assert "stopped by SIGTERM at step 1 and saved" in other.stdout()
+    assert list_checkpoints(str(tmp_path / "checkpoints")) == [1]
+    finish(start(tmp_path, "--train_steps=60"))
+    assert_same_weights(tmp_path, one_process)
+
+
+def assert_is_lost_to_the_other_in_time(group, rank, *, began):
+    """Waits for the other worker to end, and returns its last line."""
+    assert group[1 - rank].wait() == 143
+    # A broken connection is seen at once, unless the survivor was waiting to be asked:
+    # then as silence, which TensorFlow looks for once a second.
+    noticed = PEER_TIMEOUT + 1
+    assert time.monotonic() - began < noticed + 2
+    return group[1 - rank].stderr().splitlines()[-1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_worker_ends_the_other_in_time_and_all_go_on(
+    rank, one_process, start, tmp_path
+):
+    group = start(tmp_path, "--train_steps=60", "--steps_per_loop=1")
+    wait_for_step(tmp_path, 20, group)
+    group[rank].kill(signal.SIGKILL)
+    message = assert_is_lost_to_the_other_in_time(group, rank, began=time.monotonic())
+    assert f"train: error: worker {rank} is gone" in message
+    finish(start(tmp_path, "--train_steps=60"))
+    assert_same_weights(tmp_path, one_process)
+
+
+def test_silent_worker_is_lost_after_the_peer_timeout(start, tmp_path):
+    runs = [tmp_path / f"worker-{rank}-is-silent" for rank in range(2)]
+    groups = [start(run, "--train_steps=100000") for run in runs]
+    for run, group in zip(runs, groups, strict=True):
+        wait_for_step(run, 20, group)
+    began = time.monotonic()
+    for rank, group in enumerate(groups):
+        group[rank].kill(signal.SIGSTOP)
+    for rank, group in enumerate(groups):
+        message = assert_is_lost_to_the_other_in_time(group, rank, began=began)
+        assert "is gone" in message
+
+
+def test_missing_worker_is_named_in_time(start, tmp_path):
+    began = time.monotonic()
+    (chief,) = start(tmp_path, "--cluster_timeout=2", "--train_steps=40", ranks=[0])
+    assert chief.wait() == 143
+    assert time.monotonic() - began < 10
+    message = chief.stderr().splitlines()[-1]
+    assert "train: error: worker 1 (127.0.0.1:" in message
+    assert "was not reached within 2 seconds (--cluster_timeout)" in message
+    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+
+
+def test_signal_ends_the_wait_for_a_missing_worker(start, tmp_path):
+    (chief,) = start(tmp_path, "--train_steps=40", ranks=[0])
+    deadline = time.monotonic() + 30
+    while "worker 0 is chief" not in chief.stdout():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.5)
+    began = time.monotonic()
+    chief.kill(signal.SIGTERM)
+    assert chief.wait() == 143
+    assert time.monotonic() - began < 5
+    assert "stopped while waiting for worker 1 (127.0.0.1:" in chief.stderr()
+
+
+def test_workers_started_otherwise_are_refused(start, tmp_path):
+    group = start(tmp_path, "--train_steps=40", own_flags={1: ["--seed=2"]})
+    finish(group, code=2)
+    for rank, process in enumerate(group):
+        (message,) = process.stderr().splitlines()
+        assert f"worker {1 - rank} was started otherwise" in message
+        assert f"seed is {1 + rank} here, {2 - rank} there" in message
+
+
+def test_wrong_input_of_the_chief_ends_all_with_its_reason(start, tmp_path):
+    finish(start(tmp_path, "--train_steps=20"))
+    group = start(tmp_path, "--train_steps=40", "--learning_rate=1")
+    assert [process.wait() for process in group] == [2, 143]
+    assert "--learning_rate: found 1.0" in group[0].stderr().splitlines()[-1]
+
+
+def test_evaluator_goes_on_as_evaluate_watch(tmp_path):
+    code = (
+        "import os, runpy, sys\n"
+        "os.execv = lambda path, command: sys.exit(repr((path, command)))\n"
+        f"sys.argv = ['train', '--model_dir={tmp_path}/run', '--data_dir=D']\n"
+        "runpy.run_module('mnist_dist.train', run_name='__main__')\n"
+    )
+    config = {"cluster": {"worker": ["a:1", "b:1"]}}
+    config["task"] = {"type": "evaluator", "index": 0}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"TF_CONFIG": json.dumps(config)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout == "TF_CONFIG: evaluator of a:1, b:1\n"
+    path, command = ast.literal_eval(result.stderr)
+    assert path == command[0] == sys.executable
+    assert command[1:4] == ["-m", "mnist_dist.evaluate", "--watch"]
+    assert {f"--model_dir={tmp_path}/run", "--data_dir=D"} <= set(command[4:])
+    assert not (tmp_path / "run").exists()
+
+
+def test_tf_config_alone_makes_two_workers_and_an_evaluator(fork_server, tmp_path):
+    cluster = {"worker": free_hosts(2).split(",")}
+    tasks = [("worker", 0), ("worker", 1), ("evaluator", 0)]
+    group = [
+        fork_server.start(
+            "mnist_dist.train",
+            f"--model_dir={tmp_path}",
+            *COMMON,
+            "--train_steps=60",
+            environment={
+                "TF_CONFIG": json.dumps(
+                    {"cluster": cluster, "task": {"type": name, "index": index}}
+                )
+            },
+        )
+        for name, index in tasks
+    ]
+    finish(group)
+    assert "TF_CONFIG: worker 1 of 2" in group[1].stdout()
+    assert "TF_CONFIG: evaluator of" in group[2].stdout()
+    trained = evaluations(tmp_path)[-1]
+    evaluated = load_record(str(tmp_path / "eval_watch"), 60)
+    assert trained["step"] == 60
+    assert evaluated["num_examples"] == trained["num_examples"] == 10_000
+    assert evaluated["accuracy"] == pytest.approx(trained["accuracy"], abs=1e-3)
+
+
+def test_dry_run_leaves_nothing(start, tmp_path):
+    group = start(tmp_path / "run", "--train_steps=40", "--dry_run")
+    finish(group)
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_goes_on_with_other_numbers_of_workers(one_process, start, tmp_path):
+    finish(start(tmp_path, "--train_steps=20"))
+    finish(start(tmp_path, "--train_steps=30", num_workers=3))
+    mirrored = ["--distribution_strategy=mirrored", "--logical_cpus=2"]
+    finish(start(tmp_path, "--train_steps=40", *mirrored, num_workers=1))
+    finish(start(tmp_path, "--train_steps=50", num_workers=1))
+    finish(start(tmp_path, "--train_steps=60"))
+    assert_same_weights(tmp_path, one_process)
+    assert not list(tmp_path.glob("not-for-*"))
+
+
+def workers_of(launcher):
+    """Process numbers of a launcher's workers that are up."""
+    found = set()
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            name, _, rest = (path / "stat").read_text().rpartition(")")
+        except OSError:  # it has ended
+            continue
+        state, parent, *_ = rest.split()
+        # absl gives a process its program's name.
+        if name.endswith("(train.py") and state != "Z" and int(parent) == launcher.pid:
+            found.add(int(path.name))
+    return found
+
+
+@pytest.mark.slow
+def test_killed_20_times_under_launch_a_run_ends_as_if_undisturbed(tmp_path):
+    flags = [*COMMON, "--train_steps=1600", "--steps_per_loop=20", "--peer_timeout=5"]
+    flags += ["--eval_interval=800"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    # At the same time: the other waits for its workers' ends and starts.
+    undisturbed = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mnist_dist", "launch", "--num_workers=2", "--"),
+            *(f"--model_dir={whole}", *flags, "--peer_timeout=60"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=(tmp_path / "undisturbed.log").open("wb"),
+    )
+    rng, directory = random.Random(1), str(killed / "checkpoints")
+
+    def newest():
+        return max(list_checkpoints(directory), default=0)
+
+    log = tmp_path / "launcher.log"
+    with log.open("wb") as file:
+        launcher = subprocess.Popen(
+            [sys.executable, FORKING_LAUNCHER, "20", f"--model_dir={killed}", *flags],
+            stdout=file,
+            stderr=file,
+        )
+    try:
+        seen: set[int] = set()
+        for number in range(20):
+            deadline = time.monotonic() + 60
+            while len(workers := workers_of(launcher) - seen) < 2:
+                assert launcher.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.01)
+            # Of four kills one anywhere, early too, and three while it trains or saves;
+            # on a fast machine sooner, so that all come before the run is done.
+            if number % 4:
+                reached = newest()
+                while newest() <= reached:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.002)
+            latest = time.monotonic() + rng.uniform(0, 0.3 if number % 4 else 3)
+            while time.monotonic() < latest and newest() < 60 * (number + 1):
+                time.sleep(0.002)
+            os.kill(rng.choice(sorted(workers)), signal.SIGKILL)
+            seen |= workers
+        assert launcher.wait(timeout=120) == 0, log.read_text()
+        assert undisturbed.wait(timeout=120) == 0, (
+            tmp_path / "undisturbed.log"
+        ).read_text()
+    finally:
+        for process in (launcher, undisturbed):
+            process.kill()
+            process.wait()
+    assert log.read_text().count("ended with code 137; restart") == 20
+    found, expected = arrays(killed), arrays(whole)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    assert [r["step"] for r in evaluations(killed)] == [800, 1600]

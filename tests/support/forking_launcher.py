@@ -1,0 +1,56 @@
+"""The launcher, whose workers are forks of it, in place of new interpreters.
+
+  python tests/support/forking_launcher.py MAX_RESTARTS --model_dir=DIR FLAGS OF train
+
+Forked is all that differs: processes, pipes, signals and restarts are the launcher's
+own.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+
+from forked import import_everything, run_module
+
+from mnist_dist import launch
+from mnist_dist.cluster import worker_group
+
+
+class ForkingPopen(subprocess.Popen):
+    """Runs modules of Python in a fork, and other commands as ever."""
+
+    def __init__(self, command, *, preexec_fn=None, env=None, **options):
+        def run_here():
+            preexec_fn()
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            signal.set_wakeup_fd(-1)
+            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+                if callable(signal.getsignal(number)):
+                    signal.signal(number, signal.SIG_DFL)
+            os.environ.update(env)
+            run_module(command[2], command[3:])
+
+        is_module = command[:2] == [sys.executable, "-m"]
+        super().__init__(
+            command,
+            preexec_fn=run_here if is_module else preexec_fn,
+            env=env,
+            **options,
+        )
+
+
+if __name__ == "__main__":
+    import_everything()
+    subprocess.Popen = ForkingPopen
+    launch.FIRST_DELAY = 0.1
+    worker_group.LOST_SECONDS = 0.5
+    max_restarts, model_dir, *flags = sys.argv[1:]
+    sys.exit(
+        launch.launch(
+            [sys.executable, "-m", "mnist_dist.train", model_dir, *flags],
+            num_workers=2,
+            max_restarts=int(max_restarts),
+            model_dir=model_dir.removeprefix("--model_dir="),
+        )
+    )

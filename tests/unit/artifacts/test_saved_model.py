@@ -1,0 +1,269 @@
+"""What is exported, read by TensorFlow and by readers that are not TensorFlow."""
+
+import hashlib
+import json
+import os
+import socket
+
+import numpy as np
+import openvino
+import pytest
+import tensorflow as tf
+from custom_models import mixed_logits
+from google.protobuf.unknown_fields import UnknownFieldSet
+from run_factory import create_run, save_data_set
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+
+from mnist_dist.artifacts import saved_model
+from mnist_dist.artifacts.model_card import load_model_card
+from mnist_dist.artifacts.saved_model import export_saved_model
+from mnist_dist.data import load_dataset
+from mnist_dist.errors import InputError, RunError
+from mnist_dist.inference.trained_model import load_trained_model
+
+SHAPE, NUM_CLASSES = (6, 5, 3), 4
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of `create_mixed` with the steps 1 and 2: directory, arrays, data."""
+    folder = tmp_path_factory.mktemp("run")
+    data_dir = save_data_set(folder / "data", shape=SHAPE, num_classes=NUM_CLASSES)
+    written = create_run(
+        folder, model="custom_models:create_mixed", data_dir=data_dir, steps=(1, 2)
+    )
+    return str(folder), written, load_dataset(data_dir)
+
+
+def export(run, directory, *, checkpoint="latest", use_ema=None, data=True, **kwargs):
+    trained = load_trained_model(run[0], checkpoint=checkpoint, use_ema=use_ema)
+    return export_saved_model(
+        trained.state,
+        str(directory),
+        config=trained.config,
+        uses_ema=trained.uses_ema,
+        evaluation=run[2].test if data else None,
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    return export(run, tmp_path_factory.mktemp("export")).path
+
+
+def expected_logits(run, step=2, source="ema/"):
+    weights = {
+        name.removeprefix(source): array
+        for name, array in run[1][step].items()
+        if name.startswith(source)
+    }
+    return mixed_logits(weights, run[2].test.images)
+
+
+def assert_outputs(outputs, logits):
+    found = {name: np.asarray(value) for name, value in outputs.items()}
+    assert found.keys() == {"probabilities", "classes", "logits"}
+    np.testing.assert_allclose(found["logits"], logits, rtol=1e-4, atol=1e-5)
+    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(
+        found["probabilities"], exp / exp.sum(axis=1, keepdims=True), rtol=1e-4
+    )
+    np.testing.assert_array_equal(found["classes"], logits.argmax(axis=1))
+    assert found["classes"].dtype == np.int64
+
+
+@pytest.mark.parametrize("count", [0, 1, 53])
+def test_every_signature_infers_as_numpy_does(run, exported, count):
+    images = run[2].test.images[:count]
+    logits = expected_logits(run)[:count]
+    serve = tf.saved_model.load(exported).signatures
+    floats = tf.constant(images.astype(np.float32) / 255)
+    encoded = tf.constant([tf.io.encode_png(i).numpy() for i in images], tf.string)
+    assert_outputs(serve["serving_default"](images=tf.constant(images)), logits)
+    assert_outputs(serve["serving_float"](images=floats), logits)
+    assert_outputs(serve["serving_png"](images=encoded), logits)
+
+
+def test_openvino_agrees_without_tensorflow(run, exported):
+    model = openvino.Core().compile_model(
+        exported, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    outputs = model(run[2].test.images)
+    assert_outputs(
+        {key.get_any_name(): value for key, value in outputs.items()},
+        expected_logits(run),
+    )
+
+
+def test_pictures_of_any_size_and_kind_are_resized_in_the_graph(exported):
+    serve = tf.saved_model.load(exported).signatures
+    rng = np.random.default_rng(3)
+    # Blocks of one colour each: any good way to make it smaller gives the colours.
+    small = rng.integers(0, 256, SHAPE, np.uint8)
+    large = small.repeat(8, axis=0).repeat(8, axis=1)
+    grey = np.broadcast_to(small[..., :1], SHAPE)
+    with_alpha = np.concatenate([small, np.full_like(small[..., :1], 255)], axis=2)
+    pictures = [
+        (tf.io.encode_png(large), small, 0.15),
+        (tf.io.encode_jpeg(large, quality=100, chroma_downsampling=False), small, 0.2),
+        (tf.io.encode_png(small[..., :1]), grey, 1e-5),
+        (tf.io.encode_png(with_alpha), small, 1e-5),
+    ]
+    encoded = tf.stack([picture for picture, _, _ in pictures])
+    found = serve["serving_png"](images=encoded)["logits"].numpy()
+    pixels = tf.constant(np.stack([image for _, image, _ in pictures]))
+    expected = serve["serving_default"](images=pixels)["logits"].numpy()
+    for a, b, (_, _, tolerance) in zip(found, expected, pictures, strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        serve["serving_png"](images=tf.constant([b"no picture"]))
+
+
+def test_warm_up_requests_are_read_by_servings_own_parser_and_answered(exported):
+    path = f"{exported}/assets.extra/tf_serving_warmup_requests"
+    logs = [
+        PredictionLog.FromString(record.numpy())
+        for record in tf.data.TFRecordDataset(path)
+    ]
+    serve = tf.saved_model.load(exported).signatures
+    asked = []
+    for log in logs:
+        request = log.predict_log.request
+        # What it does not know it would keep, and write after what it knows.
+        assert len(UnknownFieldSet(request)) == 0
+        name = request.model_spec.signature_name
+        inputs = {
+            key: tf.constant(tf.make_ndarray(tensor))
+            for key, tensor in request.inputs.items()
+        }
+        outputs = serve[name](**inputs)
+        asked.append((name, len(outputs["classes"])))
+    signatures = ("serving_default", "serving_float", "serving_png")
+    assert asked == [(name, n) for n in (1, 32) for name in signatures]
+
+
+def test_card_says_what_it_is_and_sums_up_every_file(run, exported):
+    with open(f"{exported}/model_card.json", encoding="utf-8") as file:
+        card = json.load(file)
+    labels = run[2].test.labels
+    num_correct = int((expected_logits(run).argmax(axis=1) == labels).sum())
+    assert card["evaluation"]["num_correct"] == num_correct
+    assert card["evaluation"]["accuracy"] == num_correct / len(labels)
+    assert card["evaluation"]["split"] == "test"
+    assert (card["step"], card["moving_average"]) == (2, True)
+    assert card["data"]["sha256"] == run[2].checksum
+    assert card["settings"]["data_dir"] == card["data"]["data_dir"]
+    assert card["exported_with"]["tensorflow"] == tf.__version__
+    assert card["signatures"]["serving_png"]["inputs"] == {"images": "string [batch]"}
+    assert card["signatures"]["serving_default"] == {
+        "inputs": {"images": "uint8 [batch, 6, 5, 3]"},
+        "outputs": {
+            "probabilities": "float32 [batch, 4]",
+            "classes": "int64 [batch]",
+            "logits": "float32 [batch, 4]",
+        },
+    }
+    on_disk = {
+        os.path.relpath(os.path.join(folder, name), exported)
+        for folder, _, names in os.walk(exported)
+        for name in names
+    }
+    assert set(card["files"]) == on_disk - {"model_card.json"}
+    for name, checksum in card["files"].items():
+        with open(f"{exported}/{name}", "rb") as file:
+            assert hashlib.sha256(file.read()).hexdigest() == checksum
+
+
+@pytest.mark.parametrize("name", ["saved_model.pb", "variables/variables.index"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_damage_is_found_by_the_cards_sums(name, damage, run, tmp_path):
+    path = export(run, tmp_path, data=False).path
+    file = f"{path}/{name}"
+    if damage == "remove":
+        os.remove(file)
+    elif damage == "truncate":
+        os.truncate(file, os.path.getsize(file) - 1)
+    else:
+        with open(file, "r+b") as opened:
+            byte = opened.read(1)[0]
+            opened.seek(0)
+            opened.write(bytes([byte ^ 1]))
+    with pytest.raises(InputError, match=f"{name}.* damaged or half copied"):
+        load_model_card(path)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"step": "2"}, "'step' is '2', not of type int"),
+        ({"step": True}, "'step' is True, not of type int"),
+        ({"data": []}, r"'data' is \[\], not of type dict"),
+        ({"data": {"data_dir": 1}}, "'data_dir' is 1, not of type str"),
+        ({"data": None, "step": None}, None),
+    ],
+)
+def test_card_that_says_something_of_another_type(said, message, tmp_path):
+    (tmp_path / "model_card.json").write_text(json.dumps({"files": {}} | said))
+    if message is None:
+        assert load_model_card(str(tmp_path)) == {"files": {}} | said
+        return
+    with pytest.raises(InputError, match=f"model_card.json: .*{message}"):
+        load_model_card(str(tmp_path))
+
+
+def test_same_model_is_not_written_twice_nor_another_replaced(run, tmp_path):
+    first = export(run, tmp_path)
+    assert first == saved_model.Export(f"{tmp_path}/2", is_new=True)
+    inode = os.stat(first.path).st_ino
+    assert export(run, tmp_path) == saved_model.Export(first.path, is_new=False)
+    other = export(run, tmp_path, use_ema=False)
+    assert other == saved_model.Export(f"{tmp_path}/3", is_new=True)
+    assert not export(run, tmp_path, use_ema=False).is_new
+    assert export(run, tmp_path, checkpoint="1").path == f"{tmp_path}/1"
+    with pytest.raises(InputError, match=r"/1: found another model, .*--overwrite"):
+        export(run, tmp_path, version=1)
+    assert export(run, tmp_path, version=9).path == f"{tmp_path}/9"
+    assert os.stat(first.path).st_ino == inode
+    replaced = export(run, tmp_path, version=1, overwrite=True)
+    assert replaced == saved_model.Export(f"{tmp_path}/1", is_new=True)
+    logits = tf.saved_model.load(replaced.path).signatures["serving_default"](
+        images=tf.constant(run[2].test.images)
+    )["logits"]
+    np.testing.assert_allclose(logits, expected_logits(run), rtol=1e-4, atol=1e-5)
+    assert sorted(os.listdir(tmp_path)) == ["1", "2", "3", "9"]
+
+
+def test_damaged_version_is_neither_believed_nor_replaced(run, tmp_path):
+    first = export(run, tmp_path)
+    os.truncate(f"{first.path}/saved_model.pb", 10)
+    assert export(run, tmp_path) == saved_model.Export(f"{tmp_path}/3", is_new=True)
+    assert os.path.getsize(f"{first.path}/saved_model.pb") == 10
+
+
+def test_what_does_not_compute_the_same_is_not_published(run, tmp_path, monkeypatch):
+    def logits(state, images):
+        return np.zeros((len(images), NUM_CLASSES), np.float32)
+
+    monkeypatch.setattr(saved_model, "inference_logits", logits)
+    with pytest.raises(RunError, match="serving_default: its logits differ"):
+        export(run, tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_only_leftovers_of_dead_processes_are_removed(run, tmp_path):
+    host = socket.gethostname()
+    living = [f".writing-{host}-{os.getppid()}", ".writing-elsewhere-1", "notes"]
+    dead = [f".writing-{host}-{2**22 + 1}", f".writing-{host}-{2**22 + 1}.old:notes"]
+    for name in living + dead:
+        (tmp_path / name).mkdir()
+    export(run, tmp_path, data=False)
+    assert sorted(os.listdir(tmp_path)) == sorted([*living, "2"])
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file"])
+def test_directory_that_cannot_be_is_named(kind, run, tmp_path):
+    (tmp_path / "file").touch()
+    directory = tmp_path / "file" / ("" if kind == "file" else "export")
+    with pytest.raises(InputError, match=r"--export_dir: found .*/file"):
+        export(run, directory)

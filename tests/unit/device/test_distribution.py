@@ -1,0 +1,88 @@
+"""The choices that a test without GPUs can make; strategies are in test_multi_worker."""
+
+import os
+import time
+
+import pytest
+
+from mnist_dist.cluster.membership import Cluster
+from mnist_dist.device import strategy
+from mnist_dist.device.strategy import check_all_reduce, share_of_host
+from mnist_dist.errors import InputError
+
+HOSTS = ("a:1", "b:1", "a:2", "a:3")
+
+
+def shares(gpus, *, has_own_gpus=False, num_gpus=-1):
+    return [
+        share_of_host(
+            gpus, Cluster("test", HOSTS, rank, has_own_gpus=has_own_gpus), num_gpus
+        )
+        for rank in range(len(HOSTS))
+    ]
+
+
+def test_workers_of_one_host_share_its_gpus_out_equally():
+    gpus = [f"GPU:{i}" for i in range(7)]
+    assert shares(gpus) == [gpus[0:2], gpus, gpus[2:4], gpus[4:6]]
+
+
+def test_gpus_of_a_workers_own_are_all_its_own():
+    assert shares(["GPU:0"], has_own_gpus=True) == [["GPU:0"]] * 4
+
+
+def test_worker_alone_has_all():
+    cluster = Cluster("test", has_own_gpus=False)
+    assert share_of_host(["GPU:0", "GPU:1"], cluster, -1) == ["GPU:0", "GPU:1"]
+
+
+def test_fewer_gpus_than_workers_of_a_host_are_refused_unless_none_is_asked_for():
+    with pytest.raises(InputError, match="found 2 GPUs for 3 workers of this host"):
+        shares(["GPU:0", "GPU:1"])
+    shares(["GPU:0", "GPU:1"], num_gpus=0)
+    assert shares([]) == [[]] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "num_workers", "num_gpus"),
+    [
+        ("auto", 1, 0),
+        ("auto", 2, 0),
+        ("ring", 2, 0),
+        ("ring", 2, 1),
+        ("nccl", 2, 1),
+        ("nccl", 1, 2),
+        ("hierarchical_copy", 1, 2),
+    ],
+)
+def test_all_reduce_that_there_is(name, num_workers, num_gpus):
+    check_all_reduce(name, num_workers=num_workers, num_gpus=num_gpus)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_workers", "num_gpus", "expected"),
+    [
+        ("nccl", 2, 0, "auto or ring"),
+        ("nccl", 1, 0, "auto or hierarchical_copy"),
+        ("hierarchical_copy", 2, 1, "auto, ring or nccl"),
+        ("ring", 1, 2, "auto, hierarchical_copy or nccl"),
+    ],
+)
+def test_all_reduce_that_there_is_not_is_named(name, num_workers, num_gpus, expected):
+    with pytest.raises(InputError) as error:
+        check_all_reduce(name, num_workers=num_workers, num_gpus=num_gpus)
+    assert f"--all_reduce_alg: found {name!r}" in str(error.value)
+    assert str(error.value).endswith(f"expected {expected}")
+
+
+@pytest.mark.parametrize("code", [0, 143])
+def test_worker_that_waits_in_vain_for_the_others_end_ends_as_it_would(code):
+    child = os.fork()
+    if child == 0:
+        signs = iter([lambda: None, lambda: time.sleep(60)])
+        strategy._LEAVING_SECONDS = 0.2
+        strategy._has_peers = lambda strategy: True
+        strategy._from_chief = lambda strategy, words: next(signs)()
+        strategy.leave_together(None, code=code)
+        os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code

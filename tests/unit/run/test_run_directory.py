@@ -1,0 +1,175 @@
+import errno
+import fcntl
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from mnist_dist.errors import InputError
+from mnist_dist.run import history
+from mnist_dist.run.checkpoints import CheckpointWriter, list_checkpoints
+from mnist_dist.run.config import load_config, save_config
+from mnist_dist.run.directory import (
+    check_contents,
+    checkpoint_dir,
+    delete_run,
+    is_being_written,
+    open_for_writing,
+)
+from mnist_dist.run.history import list_run_checkpoints
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with the steps 1 to 3."""
+    writer = CheckpointWriter()
+    for step in (1, 2, 3):
+        writer.save(
+            {"step": np.array(step)},
+            directory=checkpoint_dir(str(tmp_path)),
+            step=step,
+            max_to_keep=3,
+        )
+    writer.close()
+    return str(tmp_path)
+
+
+def test_second_writer_is_told_who_the_first_is(tmp_path):
+    with open_for_writing(str(tmp_path)):
+        with pytest.raises(InputError, match=f"being written by process {os.getpid()}"):
+            open_for_writing(str(tmp_path))
+        (tmp_path / ".lock").write_bytes(b"\xff\xfe")
+        with pytest.raises(InputError, match="being written by"):
+            open_for_writing(str(tmp_path))
+    open_for_writing(str(tmp_path)).close()
+
+
+def test_who_looks_whether_a_run_is_written_does_not_keep_others_from_it(tmp_path):
+    assert not is_being_written(str(tmp_path / "nothing"))
+    with open_for_writing(str(tmp_path)):
+        assert is_being_written(str(tmp_path))
+    assert not is_being_written(str(tmp_path))
+    look = open(tmp_path / ".lock", "rb")  # noqa: SIM115
+    fcntl.flock(look, fcntl.LOCK_SH)
+    threading.Timer(0.03, look.close).start()
+    open_for_writing(str(tmp_path)).close()
+
+
+def test_disk_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    open_for_writing(str(tmp_path)).close()
+    (record,) = caplog.records
+    assert f"{tmp_path} cannot be locked (No locks available)" in record.message
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "\udcff", "lock"])
+def test_directory_that_cannot_be_is_named(tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "lock" / ".lock").mkdir(parents=True)
+    path = str(tmp_path / name)
+    with pytest.raises(
+        InputError, match=r"--model_dir: found .*, expected a directory"
+    ):
+        open_for_writing(path)
+
+
+def test_run_is_deleted_but_nothing_that_it_links_to(run, tmp_path_factory):
+    precious = tmp_path_factory.mktemp("precious")
+    (precious / "file").touch()
+    os.makedirs(f"{run}/export")
+    for link in ("export/latest", "best"):
+        os.symlink(precious, f"{run}/{link}")
+    with open(f"{run}/notes", "w"):
+        pass
+    delete_run(run)
+    assert os.listdir(run) == ["notes"]
+    assert os.listdir(precious) == ["file"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe\xff", b"[]", b"1", b"{}", b'{"settings": 1}', b"[" * 10**5],
+)
+def test_config_that_is_none_is_an_input_error(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"config.json: expected the settings"):
+        load_config(str(tmp_path))
+
+
+def test_config_that_is_a_folder_is_an_input_error(tmp_path):
+    assert load_config(str(tmp_path)) is None
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(InputError, match=r"config.json: expected the settings"):
+        load_config(str(tmp_path))
+
+
+def test_config_is_read_as_it_was_written(tmp_path):
+    save_config(str(tmp_path), settings={"model": "mlp"}, flags={}, resolved={})
+    assert load_config(str(tmp_path))["settings"] == {"model": "mlp"}
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_checkpoint_that_a_training_removes_meanwhile_is_not_listed(run, monkeypatch):
+    directory, read = checkpoint_dir(run), history.checkpoints.read_step
+
+    def remove_and_read(directory, step):
+        if step == 1:
+            for part in ("index", "data-00000-of-00001"):
+                os.remove(f"{directory}/ckpt-1.{part}")
+        return read(directory, step)
+
+    monkeypatch.setattr(history.checkpoints, "read_step", remove_and_read)
+    assert [(row.step, row.damage) for row in list_run_checkpoints(run)] == [
+        (3, ""),
+        (2, ""),
+    ]
+    assert list_checkpoints(directory) == [3, 2]
+
+
+def test_checkpoint_that_links_to_nothing_is_damaged(run):
+    index = f"{checkpoint_dir(run)}/ckpt-2.index"
+    os.remove(index)
+    os.symlink("nothing", index)
+    rows = list_run_checkpoints(run)
+    assert [row.step for row in rows if row.damage] == [2]
+    assert all(row.num_bytes > 0 and row.time > 1e9 for row in rows)
+
+
+def test_metrics_that_are_damaged_tell_no_accuracy(run):
+    good = b'{"kind": "eval", "step": 2, "accuracy": 0.5}'
+    bad = b'{"kind": "eval", "step": Infinity, "accuracy": 1}'
+    with open(f"{run}/metrics.jsonl", "wb") as file:
+        file.write(b"\n".join([bad, b"[" * 10**5, b"\xff", good, b"{"]))
+    assert [row.accuracy for row in list_run_checkpoints(run)] == [None, 0.5, None]
+
+
+def test_folders_that_are_no_run_of_ours_are_refused(tmp_path):
+    check_contents(str(tmp_path / "new"))
+    (tmp_path / "train").mkdir()
+    check_contents(str(tmp_path))
+    (tmp_path / "train" / "events.out.tfevents.1.keras").write_bytes(b"points")
+    with pytest.raises(InputError, match=r"found \S+/train, but no metrics"):
+        check_contents(str(tmp_path))
+    (tmp_path / "metrics.jsonl").write_text("")
+    check_contents(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl"])
+def test_file_for_a_folder_and_the_reverse_are_refused(name, tmp_path):
+    path = tmp_path / name
+    path.write_text("") if name == "checkpoints" else path.mkdir()
+    with pytest.raises(InputError, match=rf"found \S+/{name}, expected a f"):
+        check_contents(str(tmp_path))
+
+
+def test_run_whose_writer_was_killed_is_completed_by_the_next(run):
+    index = f"{run}/checkpoints/ckpt-3.index"
+    os.mkdir(f"{run}/checkpoints/.writing-host-1")
+    os.rename(index, f"{run}/checkpoints/.writing-host-1/ckpt-3.index")
+    assert list_checkpoints(checkpoint_dir(run)) == [2, 1]
+    with open_for_writing(run):
+        assert list_checkpoints(checkpoint_dir(run)) == [3, 2, 1]
