@@ -378,6 +378,7 @@ class _Watcher:
         """
         from mnist_dist.evaluation import classification_report, records
         from mnist_dist.inference import trained_model
+        from mnist_dist.run.directory import remove_evaluations
 
         is_first = found.config != self._config
         if is_first:
@@ -407,7 +408,7 @@ class _Watcher:
             if before["evaluated"]["written"] == found.written:
                 return
             # The run was sent back to before this step, and came here again.
-            records.remove_records(self._directory, first_step=found.step)
+            remove_evaluations(self._directory, first_step=found.step)
 
         (report,), _ = _create_reports([self._model], self._split)
         records.save_summaries(
@@ -434,14 +435,13 @@ class _Watcher:
 
     def _remove_later(self) -> None:
         """Removes what is later than all checkpoints: the run was sent back since."""
-        from mnist_dist.evaluation.records import remove_records
         from mnist_dist.run.checkpoints import list_checkpoints
-        from mnist_dist.run.directory import checkpoint_dirs
+        from mnist_dist.run.directory import checkpoint_dirs, remove_evaluations
 
         directories = checkpoint_dirs(FLAGS.model_dir)
         steps = [step for d in directories for step in list_checkpoints(d)]
         if steps:
-            remove_records(self._directory, first_step=max(steps) + 1)
+            remove_evaluations(self._directory, first_step=max(steps) + 1)
 
 
 def check_flags() -> None:

@@ -59,10 +59,7 @@ def main(argv: Sequence[str]) -> int:
         import tensorflow as tf
 
         from mnist_dist.artifacts.model_files import export_file
-        from mnist_dist.artifacts.saved_model import (
-            export_saved_model,
-            list_version_paths,
-        )
+        from mnist_dist.artifacts.saved_model import export_saved_model
         from mnist_dist.inference.split_predictions import (
             load_split,
             warn_of_other_data,
@@ -122,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
     note = "" if export.is_new else "  (it was there, the same model)"
     print(f"export      {export.path}{note}")
     if FLAGS.format == "saved_model":
-        newest = os.path.basename(list_version_paths(directory)[0])
+        newest = os.path.basename(run_directory.list_version_paths(directory)[0])
         if not export.path.endswith(f"/{newest}"):
             print(f"note        TensorFlow Serving serves the highest: {newest}")
     return 0

@@ -21,9 +21,9 @@ from mnist_dist.artifacts.warmup_requests import save_warmup_requests
 from mnist_dist.data import Split
 from mnist_dist.device.train_state import TrainState, weight_path
 from mnist_dist.errors import InputError
-from mnist_dist.files.durable import list_names
 from mnist_dist.modeling.networks import normalize
 from mnist_dist.run.config import RunConfig
+from mnist_dist.run.directory import list_versions
 
 SIGNATURES = ("serving_default", "serving_float", "serving_png")
 
@@ -167,29 +167,6 @@ def create_serving_module(
     module.serving_float = signature(classify, tf.float32, *image_shape)
     module.serving_png = signature(classify_encoded, tf.string)
     return module
-
-
-def list_version_paths(directory: str) -> list[str]:
-    """Returns the versions in a directory, newest first.
-
-    They are SavedModels in folders named by a number, and the highest is the newest,
-    as for TensorFlow Serving.
-    """
-    paths = [os.path.join(directory, name) for name in _list_numbers(directory)]
-    return [path for path in paths if "saved_model.pb" in list_names(path)]
-
-
-def list_versions(directory: str) -> list[int]:
-    """Returns the numbers that are taken in a directory, the highest first.
-
-    By versions; or by what no version can replace: a file, a folder of something else.
-    """
-    return [int(name) for name in _list_numbers(directory)]
-
-
-def _list_numbers(directory: str) -> list[str]:
-    names = [n for n in list_names(directory) if n.isascii() and n.isdigit()]
-    return sorted(names, key=int, reverse=True)
 
 
 def _verify(

@@ -7,7 +7,6 @@ before, and whatever is killed when, nothing is there twice or in part.
 import io
 import json
 import os
-import re
 import time
 from collections.abc import Collection
 from typing import Any
@@ -28,7 +27,12 @@ from mnist_dist.evaluation.classification_report import (
     format_report,
     surest_mistakes,
 )
-from mnist_dist.files.durable import list_names, remove, replacing, reporting_errors
+from mnist_dist.files.durable import replacing, reporting_errors
+from mnist_dist.run.directory import (
+    evaluation_events_path,
+    evaluation_path,
+    list_evaluations,
+)
 
 _GRID = 6  # mistakes shown, a row and a column
 _CELL_PIXELS = 24  # of a confusion matrix, which TensorBoard would blur
@@ -42,7 +46,7 @@ def save_record(directory: str, step: int, record: dict[str, Any]) -> None:
       RunError: it cannot be written; what was there still is.
     """
     _write(
-        record_path(directory, step),
+        evaluation_path(directory, step),
         json.dumps(record, allow_nan=False).encode() + b"\n",
     )
 
@@ -50,7 +54,7 @@ def save_record(directory: str, step: int, record: dict[str, Any]) -> None:
 def load_record(directory: str, step: int) -> dict[str, Any] | None:
     """Reads the JSON file of a step; None if there is none, or it is no record."""
     try:
-        with tf.io.gfile.GFile(record_path(directory, step), "rb") as file:
+        with tf.io.gfile.GFile(evaluation_path(directory, step), "rb") as file:
             record = json.loads(file.read())
         is_record = "written" in record["evaluated"] and "sha256" in record["data"]
     except (tf.errors.OpError, ValueError, KeyError, TypeError, RecursionError):
@@ -75,7 +79,7 @@ def check_records(
       InputError: one is of another run, split or data set, or of other weights.
     """
     expected = _kind(record)
-    steps = _list_records(directory)
+    steps = list_evaluations(directory)
     for step in steps.difference(known):
         other = load_record(directory, step)
         found = expected if other is None else _kind(other)
@@ -102,33 +106,6 @@ def _kind(record: dict[str, Any]) -> dict[str, str | None]:
         if record.get("moving_average")
         else "the weights themselves",
     }
-
-
-def _list_records(directory: str) -> set[int]:
-    """Returns the steps that have a JSON file."""
-    found = [re.fullmatch(r"ckpt-(\d+)\.json", name) for name in list_names(directory)]
-    return {int(match[1]) for match in found if match}
-
-
-def record_path(directory: str, step: int) -> str:
-    """Returns where the JSON file of a step lies."""
-    return os.path.join(directory, f"ckpt-{step}.json")
-
-
-def remove_records(directory: str, *, first_step: int) -> None:
-    """Removes what is of this step or a later one.
-
-    Raises:
-      RunError: something cannot be removed.
-    """
-    for name in list_names(directory):
-        match = re.fullmatch(r"ckpt-(\d+)\.json|events\.out\.tfevents\.(\d+)\.v2", name)
-        if match and int(match[1] or match[2]) >= first_step:
-            path = os.path.join(directory, name)
-            with reporting_errors(
-                path, so="evaluations of later steps are still there"
-            ):
-                remove(path)
 
 
 def save_summaries(
@@ -169,9 +146,7 @@ def save_summaries(
     ):
         event.wall_time = time.time()
         RecordWriter(events).write(event.SerializeToString())
-    # TensorBoard reads the files in the order of their names.
-    path = os.path.join(directory, f"events.out.tfevents.{step:012}.v2")
-    _write(path, events.getvalue())
+    _write(evaluation_events_path(directory, step), events.getvalue())
 
 
 def draw_confusion(confusion: np.ndarray) -> np.ndarray:

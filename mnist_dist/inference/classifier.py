@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist.artifacts.saved_model import list_version_paths
 from mnist_dist.errors import InputError
 from mnist_dist.files.durable import FILE_ERRORS, describe_error
+from mnist_dist.run.directory import list_version_paths
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,6 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-from mnist_dist.artifacts.saved_model import list_version_paths
 from mnist_dist.device.train_state import weight_path
 from mnist_dist.errors import InputError
 from mnist_dist.files.arrays import Arrays
@@ -32,7 +31,7 @@ from mnist_dist.layer_weights.layer_files import (
     load_npz,
 )
 from mnist_dist.run import checkpoints
-from mnist_dist.run.directory import checkpoint_dirs
+from mnist_dist.run.directory import checkpoint_dirs, list_version_paths
 
 
 class Weights(NamedTuple):

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import io
 import os
+import re
 import socket
 import time
 from typing import BinaryIO
@@ -209,3 +210,62 @@ def metrics_path(model_dir: str) -> str:
 def config_path(model_dir: str) -> str:
     """Returns where the settings of a run are recorded."""
     return os.path.join(model_dir, "config.json")
+
+
+def list_versions(directory: str) -> list[int]:
+    """Returns the version numbers taken in a directory of SavedModels, highest first.
+
+    Anything named by a number takes it: a version, but also a file, or a folder of
+    something else, which no version may replace.
+    """
+    return [int(name) for name in _list_numbers(directory)]
+
+
+def list_version_paths(directory: str) -> list[str]:
+    """Returns the paths of the versions in a directory of SavedModels, newest first.
+
+    A version is a SavedModel in a folder named by a number. As for TensorFlow Serving,
+    the highest number is the newest version.
+    """
+    paths = [os.path.join(directory, name) for name in _list_numbers(directory)]
+    return [path for path in paths if "saved_model.pb" in list_names(path)]
+
+
+def _list_numbers(directory: str) -> list[str]:
+    names = [n for n in list_names(directory) if n.isascii() and n.isdigit()]
+    return sorted(names, key=int, reverse=True)
+
+
+def evaluation_path(directory: str, step: int) -> str:
+    """Returns where `evaluate --watch` records what it found at a step, as JSON."""
+    return os.path.join(directory, f"ckpt-{step}.json")
+
+
+def evaluation_events_path(directory: str, step: int) -> str:
+    """Returns where `evaluate` writes what TensorBoard shows of a step.
+
+    TensorBoard reads the files of a directory in the order of their names.
+    """
+    return os.path.join(directory, f"events.out.tfevents.{step:012}.v2")
+
+
+def list_evaluations(directory: str) -> set[int]:
+    """Returns the steps of which a directory has a record of `evaluate --watch`."""
+    found = [re.fullmatch(r"ckpt-(\d+)\.json", name) for name in list_names(directory)]
+    return {int(match[1]) for match in found if match}
+
+
+def remove_evaluations(directory: str, *, first_step: int) -> None:
+    """Removes what `evaluate --watch` wrote of a step and of all later ones.
+
+    Raises:
+      RunError: something cannot be removed.
+    """
+    for name in list_names(directory):
+        match = re.fullmatch(r"ckpt-(\d+)\.json|events\.out\.tfevents\.(\d+)\.v2", name)
+        if match and int(match[1] or match[2]) >= first_step:
+            path = os.path.join(directory, name)
+            with reporting_errors(
+                path, so="evaluations of later steps are still there"
+            ):
+                remove(path)

@@ -7,9 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist.artifacts.saved_model import list_versions
 from mnist_dist.errors import InputError
-from mnist_dist.evaluation.records import remove_records
 from mnist_dist.files.arrays import Arrays
 from mnist_dist.files.untrusted import quoted
 from mnist_dist.run import checkpoints
@@ -18,8 +16,10 @@ from mnist_dist.run.directory import (
     checkpoint_dir,
     checkpoint_dirs,
     export_dir,
+    list_versions,
     metrics_path,
     open_for_writing,
+    remove_evaluations,
     watch_dir,
 )
 from mnist_dist.run.run_log import withdraw_evaluation
@@ -146,7 +146,7 @@ def revert_run(model_dir: str, step: int) -> Reverted:
                 if s > step
             ]
             checkpoints.set_aside_later(directory, step)
-        remove_records(watch_dir(model_dir), first_step=step + 1)
+        remove_evaluations(watch_dir(model_dir), first_step=step + 1)
     exports = export_dir(model_dir)
     stale = [os.path.join(exports, str(v)) for v in list_versions(exports) if v > step]
     return Reverted(step, later, stale)
