@@ -126,7 +126,14 @@ def main(argv: Sequence[str]) -> int:
     """Evaluates what the flags say; returns the exit code."""
     del argv
     check_flags()
-    stop = StopRequest() if FLAGS.watch else None  # before the imports start threads
+    if not FLAGS.watch:
+        return evaluate()
+    with StopRequest() as stop:  # before the imports start threads
+        return evaluate(stop)
+
+
+def evaluate(stop: StopRequest | None = None) -> int:
+    """Evaluates once, or until `stop` is made; returns the exit code."""
     with program.quiet_imports():
         from mnist_dist.device.strategy import create_strategy
         from mnist_dist.run import directory as run_directory

@@ -40,12 +40,12 @@ def main(argv: Sequence[str]) -> int:
         print(cluster.describe(), flush=True)
     if cluster.is_evaluator:
         become_evaluator()
-    stop = StopRequest()  # before the imports start threads
-    # TensorFlow takes seconds to import: not before the flags are known to be good.
-    with program.quiet_imports():
-        from mnist_dist.device.strategy import names_lost_peers
-    with names_lost_peers(cluster):
-        return train(cluster, stop)
+    with StopRequest() as stop:  # before the imports start threads
+        # TensorFlow takes seconds to import: not before the flags are known to be good.
+        with program.quiet_imports():
+            from mnist_dist.device.strategy import names_lost_peers
+        with names_lost_peers(cluster):
+            return train(cluster, stop)
 
 
 def become_evaluator() -> NoReturn:

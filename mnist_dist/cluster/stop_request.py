@@ -1,37 +1,79 @@
-"""Signals -> a wish to stop, which the training loop grants between two calls."""
+"""Turns signals into a stop request that the training loop honours between two calls."""
 
 import signal
+import threading
 from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Returns `STOP_SIGNALS`, without SIGHUP where it is ignored, as under nohup."""
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [n for n in STOP_SIGNALS if not (is_ignored and n == signal.SIGHUP)]
 
 
 class StopRequest:
-    """Notes SIGTERM, SIGINT and SIGUSR1; a SIGINT after one of them interrupts at once.
+    """Notes stop signals while it is entered; a SIGINT after one of them interrupts.
 
-    Until it is told to `listen` the signals wait, and none is lost to a handler that
-    someone else puts in place meanwhile. Threads hold signals back as the one does
-    that started them: create it before there are others.
+      with StopRequest() as stop:
+          start_tensorflow()
+          stop.listen()
+          while not stop.is_made(): ...
+
+    Until `listen` is called the signals are blocked, so none is lost to a handler that
+    somebody else, as TensorFlow, puts in place meanwhile. A thread inherits the block
+    from the thread that starts it: enter the request before there are other threads.
+    Leaving it puts the earlier handlers and signal mask back.
+
+    In a thread that is not the main one Python sets no handlers: there it notes no
+    signals, and `request` alone makes it.
+
+    Attributes:
+      signal_name: the signal that made the request, or what `request` was told; None
+        until then.
     """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._signals: list[signal.Signals] = []
+        self._is_listening = False
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._signals = stop_signals()
+            self._handlers = {n: signal.getsignal(n) for n in self._signals}
+            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+        return self
 
     def listen(self) -> None:
-        """Handles the signals, first those that wait."""
-        for number in _SIGNALS:
+        """Handles the signals, first those that wait. Must be called after entering."""
+        for number in self._signals:
             signal.signal(number, self._note)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        self._is_listening = True
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+
+    def request(self, reason: str = "request") -> None:
+        """Makes the request, from any thread."""
+        self.signal_name = self.signal_name or reason
 
     def is_made(self) -> bool:
-        """Whether a signal has come, noted or waiting."""
-        return self.signal_name is not None or not signal.sigpending().isdisjoint(
-            _SIGNALS
-        )
+        """Whether `request` was called or a signal has come, also one that waits."""
+        waits_for_us = self._signals and not self._is_listening
+        if waits_for_us and (waiting := signal.sigtimedwait(self._signals, 0)):
+            self.request(signal.Signals(waiting.si_signo).name)
+        return self.signal_name is not None
+
+    def __exit__(self, *exception: object) -> None:
+        # None is the handler of a program that Python is embedded in: unknown to it.
+        for number in self._signals:
+            signal.signal(number, self._handlers[number] or signal.SIG_DFL)
+        if self._signals:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        self._signals, self._is_listening = [], False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if number == signal.SIGINT and self.signal_name is not None:
             raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
+        self.request(signal.Signals(number).name)

@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
+from mnist_dist.cluster.stop_request import STOP_SIGNALS, stop_signals
 from mnist_dist.errors import EXIT_STOPPED
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOP_SECONDS = 60.0  # that a worker may take to save after a signal
 LOST_SECONDS = 2.0  # that a worker may take to end after another has failed
 ORPHAN_SECONDS = 10.0  # that a worker may take to save after the launcher has died
@@ -40,7 +40,7 @@ class StopSignals:
         os.set_blocking(self.wake_up, False)
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        for number in (*STOP_SIGNALS, signal.SIGCHLD):
+        for number in (*stop_signals(), signal.SIGCHLD):
             signal.signal(number, self._note)
 
     def sleep(self, seconds: float) -> bool:

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from mnist_dist.cluster.stop_request import STOP_SIGNALS
 from mnist_dist.launch import split_command
 
 PRELUDE = """
@@ -45,8 +46,10 @@ def start(tmp_path):
         worker.write_text(PRELUDE + textwrap.dedent(text))
         arguments = {"num_workers": 2, "max_restarts": 0} | options
         code = (
-            "import sys\nfrom mnist_dist import launch\n"
-            "from mnist_dist.workers import worker_group\n"
+            "import signal, sys\nfrom mnist_dist import launch\n"
+            # The tests may run under nohup.
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+            "from mnist_dist.cluster import worker_group\n"
             "launch.FIRST_DELAY = 0.05\n"
             f"worker_group.STOP_SECONDS = {stop_seconds}\n"
             "worker_group.ORPHAN_SECONDS = 1.0\n"
@@ -233,14 +236,14 @@ STOPPABLE = """
 def stop(number, frame):
     (folder.parent / f"told-{rank}").write_text(str(number))
     sys.exit(143)
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
     signal.signal(number, stop)
 print("ready", flush=True)
 while True: time.sleep(0.01)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_signal_is_passed_on_and_ends_all_without_restart(start, tmp_path, number):
     process = start(STOPPABLE, max_restarts=3)
     assert {process.stdout.readline() for _ in range(2)} == {
@@ -255,7 +258,7 @@ def test_signal_is_passed_on_and_ends_all_without_restart(start, tmp_path, numbe
 
 
 STUBBORN = """
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 child = os.fork()
 if child == 0:
@@ -266,10 +269,7 @@ while True: time.sleep(0.01)
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_whatever_ends_the_launcher_leaves_no_orphans(start, number):
-    # Where the tests run under nohup, children would ignore SIGHUP too.
-    as_it_was = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     process = start(STUBBORN)
-    signal.signal(signal.SIGHUP, as_it_was)
     wait_for(lambda: len(list(start.folder.iterdir())) == 4)
     time.sleep(0.1)
     pids = [s["pid"] for s in starts(start.folder).values()]
@@ -289,7 +289,7 @@ def test_second_signal_kills_at_once(start):
     assert not any(is_alive(s["pid"]) for s in starts(start.folder).values())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_worker_that_dies_of_the_signal_is_stopped_too(start, number):
     process = start("print('ready', flush=True)\nwhile True: time.sleep(0.01)")
     for _ in range(2):

@@ -181,7 +181,7 @@ def test_run_in_two_parts_equals_the_whole_bit_for_bit(undisturbed, tmp_path, tr
     assert sorted(p.name for p in aside.iterdir())[-1] == "ckpt-70.index"
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_run_stopped_by_a_signal_goes_on_bit_for_bit(
     name, undisturbed, fork_server, train, tmp_path
 ):

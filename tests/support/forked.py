@@ -190,6 +190,7 @@ def _run(request: dict) -> None:
     for name, limit in request["limits"].items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
     os.environ.update(request["environment"])
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     run_module(request["module"], request["arguments"])
 
 
