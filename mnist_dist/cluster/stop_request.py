@@ -40,6 +40,7 @@ class StopRequest:
         self._is_listening = False
 
     def __enter__(self) -> "StopRequest":
+        """Blocks the signals until `listen`."""
         if threading.current_thread() is threading.main_thread():
             self._signals = stop_signals()
             self._handlers = {n: signal.getsignal(n) for n in self._signals}
@@ -65,6 +66,7 @@ class StopRequest:
         return self.signal_name is not None
 
     def __exit__(self, *exception: object) -> None:
+        """Puts the earlier handlers and signal mask back."""
         # None is the handler of a program that Python is embedded in: unknown to it.
         for number in self._signals:
             signal.signal(number, self._handlers[number] or signal.SIG_DFL)
