@@ -4,21 +4,17 @@ Both are named by the step and appear whole: an evaluation made again replaces t
 before, and whatever is killed when, nothing is there twice or in part.
 """
 
-import io
 import json
 import os
-import time
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.image.metadata import create_summary_metadata
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
-from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from mnist_dist.errors import InputError
@@ -33,6 +29,7 @@ from mnist_dist.run.directory import (
     evaluation_path,
     list_evaluations,
 )
+from mnist_dist.run.event_files import serialize_event_file
 
 _GRID = 6  # mistakes shown, a row and a column
 _CELL_PIXELS = 24  # of a confusion matrix, which TensorBoard would blur
@@ -138,15 +135,8 @@ def save_summaries(
         mistakes = surest_mistakes(report)[: _GRID * _GRID]
         grid = draw_grid(images[mistakes], columns=_GRID)
         summary.MergeFrom(_image_pb("mistakes", grid))
-    # In memory: TensorFlow's own writer says nothing of a disk that is full.
-    events = io.BytesIO()
-    for event in (
-        Event(file_version="brain.Event:2"),
-        Event(summary=summary, step=step),
-    ):
-        event.wall_time = time.time()
-        RecordWriter(events).write(event.SerializeToString())
-    _write(evaluation_events_path(directory, step), events.getvalue())
+    content = serialize_event_file(summary, step=step)
+    _write(evaluation_events_path(directory, step), content)
 
 
 def draw_confusion(confusion: np.ndarray) -> np.ndarray:

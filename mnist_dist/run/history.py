@@ -1,6 +1,5 @@
 """A run's checkpoints for a person: what there is, and going back to one of them."""
 
-import json
 import os
 from typing import NamedTuple
 
@@ -17,12 +16,11 @@ from mnist_dist.run.directory import (
     checkpoint_dirs,
     export_dir,
     list_versions,
-    metrics_path,
     open_for_writing,
     remove_evaluations,
     watch_dir,
 )
-from mnist_dist.run.run_log import withdraw_evaluation
+from mnist_dist.run.metrics import read_accuracies, withdraw_evaluation
 
 
 class RunCheckpoint(NamedTuple):
@@ -84,7 +82,7 @@ def list_run_checkpoints(model_dir: str) -> list[RunCheckpoint]:
       InputError: the directory is not a run's.
     """
     check_run(model_dir)
-    accuracies = _accuracies(model_dir)
+    accuracies = read_accuracies(model_dir)
     rows = []
     for directory in checkpoint_dirs(model_dir):
         for step in checkpoints.list_checkpoints(directory):
@@ -185,21 +183,3 @@ def replace_latest(model_dir: str, old: Arrays, new: Arrays) -> tuple[str, str]:
         checkpoints.checkpoint_prefix(aside, step),
         checkpoints.checkpoint_prefix(directory, step),
     )
-
-
-def _accuracies(model_dir: str) -> dict[int, float]:
-    """The accuracy at each step that was evaluated; lines that tell none are skipped."""
-    accuracies: dict[int, float] = {}
-    try:
-        with tf.io.gfile.GFile(metrics_path(model_dir), "rb") as file:
-            lines = file.read().split(b"\n")
-    except tf.errors.OpError:
-        return accuracies
-    for line in lines:
-        try:
-            record = json.loads(line)
-            if record["kind"] == "eval":
-                accuracies[int(record["step"])] = float(record["accuracy"])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            continue
-    return accuracies

@@ -23,8 +23,9 @@ from mnist_dist.modeling.optimizers import Schedule
 from mnist_dist.run import checkpoints
 from mnist_dist.run.checkpoints import CheckpointWriter
 from mnist_dist.run.directory import best_dir, checkpoint_dir
+from mnist_dist.run.metrics import check_metrics
 from mnist_dist.run.plan import RunPlan, is_finished
-from mnist_dist.run.run_log import RunLog, check_records
+from mnist_dist.run.run_log import RunLog
 from mnist_dist.training.pacing import Pacer
 from mnist_dist.training.progress import Progress
 
@@ -275,7 +276,7 @@ class TrainingRun:
                 self.log.close()
 
     def _open_directory(self, arrays: Arrays | None) -> None:
-        check_records(self.model_dir, last_step=self.step)  # before anything changes
+        check_metrics(self.model_dir, last_step=self.step)  # before anything changes
         directories = checkpoint_dir(self.model_dir), best_dir(self.model_dir)
         for directory in directories:
             with reporting_errors(directory, so="the checkpoints in it are intact"):

@@ -459,9 +459,9 @@ def test_sync_that_fails_is_an_error(tmp_path, monkeypatch):
             log.flush()
         with pytest.raises(RunError, match="Disk quota"):
             log.close()
-    assert all(
-        file._file.closed for file in (log._metrics_file, *log._event_files.values())
-    )
+    records, events = log._writers
+    files = [records._file, *events._files.values()]
+    assert all(file._file.closed for file in files)
 
 
 class Killed(BaseException):
@@ -564,3 +564,42 @@ def test_nothing_is_lost_or_double_after_sigkill_at_any_moment(tmp_path):
     assert [r["step"] for r in without_times(tmp_path)] == steps
     found = points(tmp_path)["train", "loss"]
     assert found == [(step, float(np.float32(1 / step))) for step in steps]
+
+
+class Tracker:
+    """A user's own writer: it has the methods, and no base class."""
+
+    def __init__(self):
+        self.calls = []
+
+    def write_scalars(self, kind, scalars, *, step, epoch, details):
+        self.calls.append((kind, dict(scalars), step, epoch, dict(details)))
+
+    def write_text(self, name, markdown, *, step):
+        self.calls.append((name, markdown, step))
+
+    def flush(self):
+        self.calls.append("flush")
+
+    def close(self):
+        self.calls.append("close")
+
+
+def test_a_third_writer_gets_what_the_other_two_get(tmp_path):
+    tracker = Tracker()
+    log = RunLog(str(tmp_path), resume_step=4, writers=[tracker])
+    log.write_text("settings", "text \udcff")
+    log.write_train(step=5, epoch=0.5, loss=float("inf"), accuracy=0.5)
+    log.write_eval(
+        step=5, epoch=0.5, loss=2.0, accuracy=0.25, split="test", num_examples=8
+    )
+    log.flush()
+    log.close()
+    split = {"split": "test", "num_examples": 8}
+    assert tracker.calls == [
+        ("settings", "text \\udcff", 5),
+        ("train", {"loss": float("inf"), "accuracy": 0.5}, 5, 0.5, {}),
+        ("eval", {"loss": 2.0, "accuracy": 0.25}, 5, 0.5, split),
+        "flush",
+        "close",
+    ]

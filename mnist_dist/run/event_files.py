@@ -1,0 +1,181 @@
+"""TensorBoard's event files: written point by point, and cut back to a step.
+
+TensorBoard reads all event files of a folder as one curve, in the order of their
+names. Each start of a run adds a file that sorts after the others.
+"""
+
+import contextlib
+import io
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+
+import tensorflow as tf
+from absl import logging
+from google.protobuf.message import DecodeError
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.util.tensor_util import make_ndarray
+
+from mnist_dist.files.appended import AppendedFile
+from mnist_dist.files.durable import list_names, remove_unfinished, replacing, sync
+
+_VERSION = "brain.Event:2"  # the first event of a file
+_FRAME_BYTES = 16  # of an event in its file: its length and two checksums
+
+
+class EventFileWriter:
+    """Writes an event file for each kind of metrics; a `MetricWriter`."""
+
+    def __init__(
+        self, model_dir: str, *, last_steps: Mapping[str, int], first_step: int, so: str
+    ) -> None:
+        """Drops every point past the step that a run goes on from, and opens new files.
+
+        A TensorBoard that is open is told to drop them too.
+
+        Args:
+          model_dir: of the run.
+          last_steps: for each kind, which is also its folder, the last step that stays.
+          first_step: from which on TensorBoard drops what it has read before.
+          so: what an error leaves intact, for its message.
+
+        Raises:
+          tf.errors.OpError, OSError: a file cannot be read or written.
+          RunError: the disk is full.
+        """
+        self._texts: dict[str, str] = {}
+        self._files: dict[str, AppendedFile] = {}
+        for kind, last_step in last_steps.items():
+            directory = os.path.join(model_dir, kind)
+            tf.io.gfile.makedirs(directory)
+            remove_unfinished(directory, is_mine=True)
+            for path in _list_event_files(directory):
+                texts = _drop_events(path, last_step=last_step)
+                self._texts |= {f"{kind}/{tag}": text for tag, text in texts.items()}
+            self._files[kind] = AppendedFile(_new_event_path(directory), so=so)
+            sync(directory)
+        start = SessionLog(status=SessionLog.START)
+        for kind in last_steps:
+            self._write_event(kind, Event(file_version=_VERSION))
+            self._write_event(kind, Event(session_log=start, step=first_step))
+
+    def write_scalars(
+        self,
+        kind: str,
+        scalars: Mapping[str, float],
+        *,
+        step: int,
+        epoch: float,
+        details: Mapping[str, object],
+    ) -> None:
+        """Adds a point to the curve of each value."""
+        summary = Summary()
+        for name, value in scalars.items():
+            summary.MergeFrom(scalar_pb(name, value))
+        self.write_summary(kind, summary, step=step)
+
+    def write_text(self, name: str, markdown: str, *, step: int) -> None:
+        """Shows a text at the first step that it holds for.
+
+        A start that goes on with the same text adds nothing; one with another text
+        adds it, so that TensorBoard shows what changed and from which step on.
+        """
+        if self._texts.get(f"train/{name}") != markdown:
+            self._texts[f"train/{name}"] = markdown
+            self.write_summary("train", text_pb(name, markdown), step=step)
+
+    def write_summary(self, kind: str, summary: Summary, *, step: int) -> None:
+        """Adds what TensorBoard alone can show, as an image or a histogram."""
+        self._write_event(kind, Event(summary=summary, step=step))
+
+    def flush(self) -> None:
+        """Returns when everything written would outlast a power failure."""
+        for file in self._files.values():
+            file.flush()
+
+    def close(self) -> None:
+        """Flushes and closes; a second time it does nothing."""
+        with contextlib.ExitStack() as each:  # also those after one that fails
+            for file in self._files.values():
+                each.callback(file.close)
+
+    def _write_event(self, kind: str, event: Event) -> None:
+        event.wall_time = time.time()
+        RecordWriter(self._files[kind]).write(event.SerializeToString())
+
+
+def serialize_event_file(summary: Summary, *, step: int) -> bytes:
+    """Returns a whole event file that shows one summary at one step."""
+    file = io.BytesIO()
+    for event in (Event(file_version=_VERSION), Event(summary=summary, step=step)):
+        event.wall_time = time.time()
+        RecordWriter(file).write(event.SerializeToString())
+    return file.getvalue()
+
+
+def _list_event_files(directory: str) -> list[str]:
+    """Returns what TensorBoard takes for event files, in its order."""
+    names = [name for name in list_names(directory) if "tfevents" in name]
+    paths = [os.path.join(directory, name) for name in names]
+    return [p for p in paths if tf.io.gfile.exists(p) and not tf.io.gfile.isdir(p)]
+
+
+def _new_event_path(directory: str) -> str:
+    """Returns a path that sorts after all others: readers go from file to file."""
+    stamps = [int(time.time())]
+    for path in _list_event_files(directory):
+        match = re.search(r"tfevents\.(\d+)", os.path.basename(path))
+        stamps += [int(match[1]) + 1] if match else []
+    name = f"{max(stamps):010}.{socket.gethostname()}.{os.getpid()}.v2"
+    return os.path.join(directory, f"events.out.tfevents.{name}")
+
+
+def _drop_events(path: str, *, last_step: int) -> dict[str, str]:
+    """Rewrites an event file without the points past a step, if there are such.
+
+    What is no point (a graph, the mark of a profile) stays.
+
+    Returns:
+      The latest of each text that stays, by its tag.
+    """
+    texts, num_stale, num_bytes = {}, 0, 0
+    for data, event in _load_events(path):
+        num_bytes += len(data) + _FRAME_BYTES
+        if _is_stale(event, last_step):
+            num_stale += 1
+            continue
+        for value in event.summary.value:
+            if value.metadata.plugin_data.plugin_name == "text":
+                for text in make_ndarray(value.tensor).reshape(-1)[:1]:
+                    texts[value.tag] = text.decode(errors="replace")
+    if num_bytes < tf.io.gfile.stat(path).length:
+        logging.warning(
+            "%s is damaged from byte %d on; the events before it are kept",
+            path,
+            num_bytes,
+        )
+    if num_stale:
+        with replacing(path) as file:
+            writer = RecordWriter(file)
+            for data, event in _load_events(path):
+                if not _is_stale(event, last_step):
+                    writer.write(data)
+    return texts
+
+
+def _load_events(path: str) -> Iterator[tuple[bytes, Event]]:
+    """Reads events as they lie in the file, up to its end or its first damage."""
+    with contextlib.suppress(DecodeError):
+        for data in RawEventFileLoader(path).Load():
+            yield data, Event.FromString(data)
+
+
+def _is_stale(event: Event, last_step: int) -> bool:
+    return event.HasField("summary") and event.step > last_step
