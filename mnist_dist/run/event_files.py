@@ -62,9 +62,12 @@ class EventFileWriter:
             self._files[kind] = AppendedFile(_new_event_path(directory), so=so)
             sync(directory)
         start = SessionLog(status=SessionLog.START)
+        now = time.time()
         for kind in last_steps:
-            self._write_event(kind, Event(file_version=_VERSION))
-            self._write_event(kind, Event(session_log=start, step=first_step))
+            self._write_event(kind, Event(file_version=_VERSION, wall_time=now))
+            self._write_event(
+                kind, Event(session_log=start, step=first_step, wall_time=now)
+            )
 
     def write_scalars(
         self,
@@ -73,13 +76,15 @@ class EventFileWriter:
         *,
         step: int,
         epoch: float,
+        wall_time: float,
         details: Mapping[str, object],
     ) -> None:
         """Adds a point to the curve of each value."""
         summary = Summary()
         for name, value in scalars.items():
             summary.MergeFrom(scalar_pb(name, value))
-        self.write_summary(kind, summary, step=step)
+        event = Event(summary=summary, step=step, wall_time=wall_time)
+        self._write_event(kind, event)
 
     def write_text(self, name: str, markdown: str, *, step: int) -> None:
         """Shows a text at the first step that it holds for.
@@ -93,7 +98,8 @@ class EventFileWriter:
 
     def write_summary(self, kind: str, summary: Summary, *, step: int) -> None:
         """Adds what TensorBoard alone can show, as an image or a histogram."""
-        self._write_event(kind, Event(summary=summary, step=step))
+        event = Event(summary=summary, step=step, wall_time=time.time())
+        self._write_event(kind, event)
 
     def flush(self) -> None:
         """Returns when everything written would outlast a power failure."""
@@ -107,7 +113,6 @@ class EventFileWriter:
                 each.callback(file.close)
 
     def _write_event(self, kind: str, event: Event) -> None:
-        event.wall_time = time.time()
         RecordWriter(self._files[kind]).write(event.SerializeToString())
 
 

@@ -18,6 +18,7 @@ class MetricWriter(Protocol):
         *,
         step: int,
         epoch: float,
+        wall_time: float,
         details: Mapping[str, object],
     ) -> None:
         """Records the metrics of one step.
@@ -27,6 +28,7 @@ class MetricWriter(Protocol):
           scalars: values by name, as `loss` and `accuracy`; may be NaN or infinite.
           step: number of updates done.
           epoch: how often the training set was seen, in part too.
+          wall_time: now, in seconds since 1970.
           details: more that the record tells: of an evaluation, `split` and
             `num_examples`.
         """

@@ -4,7 +4,6 @@ import io
 import itertools
 import json
 import math
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -104,6 +103,24 @@ def withdraw_evaluation(model_dir: str, step: int) -> None:
         _rewrite(path, itertools.compress((text for text, _ in kept), is_other))
 
 
+def create_record(
+    kind: str,
+    scalars: Mapping[str, float],
+    *,
+    step: int,
+    epoch: float,
+    wall_time: float,
+    details: Mapping[str, object],
+) -> dict[str, Any]:
+    """Returns what a line says; the arguments are those of `MetricWriter`.
+
+    JSON has no NaN: a value that is not finite becomes null.
+    """
+    record = {"kind": kind, "step": step, "epoch": epoch, "time": wall_time}
+    finite = {n: v if math.isfinite(v) else None for n, v in scalars.items()}
+    return {**record, **finite, **details}
+
+
 class JsonLinesWriter:
     """Appends to `metrics.jsonl`; a `MetricWriter`.
 
@@ -143,16 +160,13 @@ class JsonLinesWriter:
         *,
         step: int,
         epoch: float,
+        wall_time: float,
         details: Mapping[str, object],
     ) -> None:
-        """Appends one line; a value that is not finite becomes null."""
-        record = {"kind": kind, "step": step, "epoch": epoch, "time": time.time()}
-        record |= {
-            # JSON has no NaN.
-            name: value if math.isfinite(value) else None
-            for name, value in scalars.items()
-        }
-        record |= details
+        """Appends one line."""
+        record = create_record(
+            kind, scalars, step=step, epoch=epoch, wall_time=wall_time, details=details
+        )
         self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
 
     def write_text(self, name: str, markdown: str, *, step: int) -> None:

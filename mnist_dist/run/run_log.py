@@ -5,14 +5,16 @@ each point whole or not at all.
 """
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from mnist_dist.files.durable import remove_unfinished, reporting_errors, sync
 from mnist_dist.run.event_files import EventFileWriter
 from mnist_dist.run.metric_writer import MetricWriter
-from mnist_dist.run.metrics import SO, JsonLinesWriter
+from mnist_dist.run.metrics import SO, JsonLinesWriter, create_record
 
 
 class RunLog:
@@ -56,13 +58,15 @@ class RunLog:
             sync(model_dir)
         self._writers: list[MetricWriter] = [records, events, *writers]
 
-    def write_train(self, *, step: int, epoch: float, **metrics: float) -> None:
-        """Records the training metrics since the last time.
+    def write_train(
+        self, *, step: int, epoch: float, **metrics: float
+    ) -> dict[str, Any]:
+        """Records the training metrics since the last time; returns the record.
 
         Raises:
           RunError: the disk is full; likewise of all that writes.
         """
-        self._write_scalars("train", metrics, step=step, epoch=epoch, details={})
+        return self._write_scalars("train", metrics, step=step, epoch=epoch, details={})
 
     def write_eval(
         self,
@@ -73,16 +77,17 @@ class RunLog:
         accuracy: float,
         split: str,
         num_examples: int,
-    ) -> None:
-        """Records an evaluation of `split`."""
-        self._write_scalars(
+    ) -> dict[str, Any]:
+        """Records an evaluation of `split`; returns the record."""
+        record = self._write_scalars(
             "eval",
             {"loss": loss, "accuracy": accuracy},
             step=step,
             epoch=epoch,
             details={"split": split, "num_examples": num_examples},
         )
-        self._evaluated[step] = accuracy
+        self._evaluated[step] = record["accuracy"]
+        return record
 
     def write_text(self, name: str, markdown: str) -> None:
         """Records a text for the first step that it holds for."""
@@ -122,6 +127,12 @@ class RunLog:
         step: int,
         epoch: float,
         details: Mapping[str, object],
-    ) -> None:
+    ) -> dict[str, Any]:
+        now = time.time()
         for writer in self._writers:
-            writer.write_scalars(kind, scalars, step=step, epoch=epoch, details=details)
+            writer.write_scalars(
+                kind, scalars, step=step, epoch=epoch, wall_time=now, details=details
+            )
+        return create_record(
+            kind, scalars, step=step, epoch=epoch, wall_time=now, details=details
+        )

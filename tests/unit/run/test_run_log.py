@@ -572,7 +572,8 @@ class Tracker:
     def __init__(self):
         self.calls = []
 
-    def write_scalars(self, kind, scalars, *, step, epoch, details):
+    def write_scalars(self, kind, scalars, *, step, epoch, wall_time, details):
+        assert abs(time.time() - wall_time) < 60
         self.calls.append((kind, dict(scalars), step, epoch, dict(details)))
 
     def write_text(self, name, markdown, *, step):
