@@ -1,5 +1,10 @@
 """`mnist-dist VERB ...`: runs the program of that name."""
 
+# ruff: noqa: E402
+from mnist_dist.cluster.stop_request import end_at_signals_as_process_1
+
+end_at_signals_as_process_1()  # before the other imports, which take longer
+
 import ast
 import runpy
 import sys
@@ -32,10 +37,8 @@ def main() -> None:
         # No space: the process is named so, and Slurm's proctrack/linuxproc does not
         # send signals to a process whose name has one.
         sys.argv = [f"mnist-dist-{verb}", *rest]
-        # The working directory, as with `python -m`, for --model=module:function.
-        sys.path.insert(0, "")
         # What --help begins with; importing it for that would define its flags twice.
-        source = resources.files("mnist_dist").joinpath(f"{verb}.py").read_text()
+        source = resources.files("mnist_dist").joinpath(f"{verb}.py").read_text("utf-8")
         sys.modules["__main__"].__doc__ = ast.get_docstring(ast.parse(source))
         runpy.run_module(f"mnist_dist.{verb}", run_name="__main__")
     else:

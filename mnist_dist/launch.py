@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from mnist_dist.cli import program
+from mnist_dist.cli.module_path import interpreter_flags
 from mnist_dist.cli.standard_streams import ignore_write_errors
 from mnist_dist.cluster.membership import LAUNCH_ID
 from mnist_dist.cluster.rendezvous import agree_with_hosts
@@ -71,7 +72,7 @@ def main(argv: Sequence[str], *, train_args: Sequence[str]) -> int:
             f"--node_rank: found {NODE_RANK.value}, expected 0 to {NNODES.value - 1}"
         )
     return launch(
-        [sys.executable, "-m", "mnist_dist.train", *train_args],
+        [sys.executable, *interpreter_flags(), "-m", "mnist_dist.train", *train_args],
         num_workers=NUM_WORKERS.value,
         max_restarts=MAX_RESTARTS.value,
         model_dir=train_flags.FLAGS.model_dir,

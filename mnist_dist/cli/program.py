@@ -7,16 +7,18 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 from absl import app, flags, logging
 
+from mnist_dist.cli.module_path import search_working_directory
 from mnist_dist.cli.standard_streams import (
     OutputError,
     flush_stdout,
     ignore_write_errors,
     report_write_errors,
 )
+from mnist_dist.cluster.stop_request import end_at_signals_as_process_1
 from mnist_dist.errors import (
     EXIT_FAILED,
     EXIT_INPUT,
@@ -46,9 +48,11 @@ def run(
     With `leaves_at_once` nothing is torn down at the end: a worker's TensorFlow takes
     seconds for that, and more if another worker is gone.
     """
+    end_at_signals_as_process_1()
     # Before TensorFlow is imported, which reads them then.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ["TF_USE_LEGACY_KERAS"] = "0"
 
     logging.set_verbosity(logging.WARNING)
     ignore_write_errors("stderr")
@@ -170,15 +174,31 @@ def _leave(code: int) -> NoReturn:
 def _parse(argv: list[str]) -> list[str]:
     try:
         if _asks_help(argv):
-            # absl knows --help only from its own parser of the command line.
-            return app.parse_flags_with_usage(argv)
-        return parse(argv)
+            _print_help(argv)
+        rest = parse(argv)
+        if _names_own_model():
+            search_working_directory()
+        return rest
     except InputError as error:
         _fail(error, EXIT_INPUT)
 
 
+def _print_help(argv: list[str]) -> NoReturn:
+    """Prints what the help flag in a command line asks for."""
+    try:
+        flags.FLAGS(argv)
+    except flags.Error as error:
+        raise InputError(str(error)) from None
+    except SystemExit:  # absl ends its help with 1
+        sys.stdout.flush()
+    sys.exit(0)
+
+
 def parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags in a command line; returns the rest of it.
+
+    A `~` that begins the value of a flag is the home directory, as a shell has it only
+    where the value is an argument of its own.
 
     Raises:
       InputError: one is unknown or wrong; or empty, as when a script's variable is
@@ -191,6 +211,8 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise InputError(str(error)) from None
     for name in flags.FLAGS:
         flag = flags.FLAGS[name]
+        if flag.present:
+            flag.value = _expand_home(flag.value)
         values = flag.value if isinstance(flag.value, list) else [flag.value]
         if flag.present and (not values or "" in values or [] in values):
             raise InputError(f"--{name}: found nothing, expected a value")
@@ -201,6 +223,18 @@ def parse(argv: Sequence[str]) -> list[str]:
         if isinstance(flag.value, float) and not math.isfinite(flag.value):
             raise InputError(f"--{name}: found {flag.value}, expected a finite number")
     return rest
+
+
+def _expand_home(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expand_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def _names_own_model() -> bool:
+    """Whether the command line, and no file of others, names a module to import."""
+    flag = flags.FLAGS["model"] if "model" in flags.FLAGS else None
+    return flag is not None and bool(flag.present) and ":" in (flag.value or "")
 
 
 def _is_unicode(text: str) -> bool:

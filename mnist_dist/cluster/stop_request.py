@@ -1,5 +1,6 @@
 """Turns signals into a stop request that the training loop honours between two calls."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -11,6 +12,17 @@ def stop_signals() -> list[signal.Signals]:
     """Returns `STOP_SIGNALS`, without SIGHUP where it is ignored, as under nohup."""
     is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [n for n in STOP_SIGNALS if not (is_ignored and n == signal.SIGHUP)]
+
+
+def end_at_signals_as_process_1() -> None:
+    """Has stop signals end process 1 of a container, as they end any other process.
+
+    The kernel drops a signal to process 1 that has no handler.
+    """
+    if os.getpid() == 1:
+        for number in stop_signals():
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, lambda number, frame: os._exit(128 + number))
 
 
 class StopRequest:

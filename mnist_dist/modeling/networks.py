@@ -124,6 +124,7 @@ def create_model(
     if dropout and "dropout" not in arguments:
         raise InputError(f"--dropout: found {dropout}, but {name!r} takes no `dropout`")
 
+    _set_keras_defaults()
     policy = keras.config.dtype_policy()
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(dtype if dtype == "float32" else f"mixed_{dtype}")
@@ -143,6 +144,21 @@ def create_model(
             f"expected (None, {num_classes})"
         )
     return model
+
+
+def _set_keras_defaults() -> None:
+    """Undoes what keras.json and KERAS_BACKEND change: models and kernels count on it.
+
+    Raises:
+      InputError: Keras was imported with another backend than TensorFlow.
+    """
+    if keras.config.backend() != "tensorflow":
+        raise InputError(
+            f"KERAS_BACKEND: found {keras.config.backend()!r}, expected tensorflow"
+        )
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
 
 
 def freeze_layers(model: keras.Model, layers: Sequence[str]) -> None:

@@ -1,28 +1,53 @@
 """`mnist-dist VERB`: what a person sees of each program before it runs."""
 
 import ast
+import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mnist_dist
 from mnist_dist.__main__ import VERBS
+from mnist_dist.run.checkpoints import load_arrays
 
 PACKAGE = Path(mnist_dist.__file__).parent
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A working directory whose files are named as modules that every program needs."""
+    folder = tmp_path_factory.mktemp("work")
+    for name in (
+        "code",
+        "queue",
+        "typing",
+        "contextlib",
+        "absl",
+        "tensorflow",
+        "runpy",
+    ):
+        (folder / f"{name}.py").write_text("raise SystemExit('of the directory')")
+    (folder / "mine.py").write_text(
+        "from mnist_dist.modeling.networks import create_cnn as create\n"
+    )
+    return folder
+
+
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_has_the_manual_and_every_flag(verb):
+def test_help_has_the_manual_and_every_flag(verb, folder):
     result = subprocess.run(
         [sys.executable, "-m", "mnist_dist", verb, "--help"],
-        cwd=PACKAGE.parent,
+        cwd=folder,
         capture_output=True,
         text=True,
     )
     assert result.stderr == ""
+    assert result.returncode == 0
     source = (PACKAGE / f"{verb}.py").read_text()
     manual = ast.get_docstring(ast.parse(source))
     assert result.stdout.startswith(manual)
@@ -32,3 +57,46 @@ def test_help_has_the_manual_and_every_flag(verb):
     assert len(defined) >= 5
     shown = re.findall(r"^  --(?:\[no\])?(\w+)", result.stdout, re.MULTILINE)
     assert set(defined) <= set(shown)
+
+
+def test_environment_changes_no_run(folder, fork_server, tmp_path):
+    flags = ["--train_steps=2", "--noexport", "--noprogress"]
+    usual = fork_server.start(
+        "mnist_dist.train", f"--model_dir={tmp_path}/usual", *flags
+    )
+    (tmp_path / "keras.json").write_text(
+        json.dumps(
+            {
+                "backend": "jax",
+                "floatx": "float16",
+                "epsilon": 0.1,
+                "image_data_format": "channels_first",
+            }
+        )
+    )
+    result = subprocess.run(
+        [sys.executable, "-m", "mnist_dist.train", *flags]
+        + ["--model=mine:create", "--model_dir=~/run"],
+        cwd=folder,
+        env=os.environ
+        | {
+            "HOME": str(tmp_path),
+            "KERAS_HOME": str(tmp_path),
+            "KERAS_BACKEND": "jax",
+            "TF_USE_LEGACY_KERAS": "1",
+            "LC_ALL": "C",
+            "PYTHONCOERCECLOCALE": "0",
+            "PYTHONUTF8": "0",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert usual.wait() == 0, usual.stderr()
+    found, expected = (
+        load_arrays(f"{tmp_path}/{run}/checkpoints/ckpt-2") for run in ("run", "usual")
+    )
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(found[name], array, err_msg=name)

@@ -1,9 +1,11 @@
 """Signals, in processes of their own: a handler belongs to all of one."""
 
+import os
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -142,3 +144,25 @@ def test_other_thread_notes_no_signals_and_is_stopped_by_request():
         """
     )
     assert (code, output, errors) == (0, ["True", "set()", "the notebook"], "")
+
+
+def test_signal_ends_a_program_that_is_process_1_of_a_container():
+    if subprocess.run(["unshare", "--pid", "--fork", "true"], check=False).returncode:
+        pytest.skip("a namespace of processes needs root")
+    program = """if True:
+        import os, time
+        from mnist_dist.cli import program
+        def main(argv):
+            print(os.getpid(), flush=True)
+            time.sleep(60)
+        program.run(main)
+    """
+    process = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "1\n"
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    os.kill(int(Path(children).read_text()), signal.SIGTERM)
+    assert process.wait(timeout=20) == 143
