@@ -233,8 +233,9 @@ def _expand_home(value: Any) -> Any:
 
 def _names_own_model() -> bool:
     """Whether the command line, and no file of others, names a module to import."""
-    flag = flags.FLAGS["model"] if "model" in flags.FLAGS else None
-    return flag is not None and bool(flag.present) and ":" in (flag.value or "")
+    if "model" not in flags.FLAGS:
+        return False
+    return bool(flags.FLAGS["model"].present) and ":" in flags.FLAGS["model"].value
 
 
 def _is_unicode(text: str) -> bool:

@@ -75,8 +75,10 @@ def test_environment_changes_no_run(folder, fork_server, tmp_path):
         )
     )
     result = subprocess.run(
-        [sys.executable, "-m", "mnist_dist.train", *flags]
-        + ["--model=mine:create", "--model_dir=~/run"],
+        [
+            *(sys.executable, "-m", "mnist_dist.train", *flags),
+            *("--model=mine:create", "--model_dir=~/run"),
+        ],
         cwd=folder,
         env=os.environ
         | {
