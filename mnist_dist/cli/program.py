@@ -235,7 +235,7 @@ def _names_own_model() -> bool:
     """Whether the command line, and no file of others, names a module to import."""
     if "model" not in flags.FLAGS:
         return False
-    return bool(flags.FLAGS["model"].present) and ":" in flags.FLAGS["model"].value
+    return bool(flags.FLAGS["model"].present) and ":" in str(flags.FLAGS.model)
 
 
 def _is_unicode(text: str) -> bool:
