@@ -1,8 +1,9 @@
 """The devices and workers that are there -> a tf.distribute strategy."""
 
 import contextlib
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 
 import numpy as np
 import tensorflow as tf
@@ -10,7 +11,7 @@ from absl import logging
 
 from mnist_dist.cluster.exit_timer import exits_unless_done_within
 from mnist_dist.cluster.meeting import meet_peers
-from mnist_dist.cluster.membership import Cluster
+from mnist_dist.cluster.membership import Cluster, split_address
 from mnist_dist.errors import EXIT_STOPPED, InputError, PeerError
 
 # TensorFlow listens on all interfaces, whatever address it is given.
@@ -239,9 +240,22 @@ def device_type(strategy: tf.distribute.Strategy) -> str:
     return tf.DeviceSpec.from_string(device).device_type
 
 
+def _bypass_proxies(cluster: Cluster, environ: MutableMapping[str, str]) -> None:
+    """Has gRPC reach the workers without the proxy that `http_proxy` names.
+
+    It reads `no_grpc_proxy`, or else `no_proxy`, when it connects.
+    Source: grpc, doc/environment_variables.md.
+    """
+    hosts = [split_address(worker)[0] for worker in cluster.workers]
+    before = environ.get("no_grpc_proxy") or environ.get("no_proxy")
+    exempt = [*(before.split(",") if before else []), *hosts]
+    environ["no_grpc_proxy"] = ",".join(dict.fromkeys(exempt))
+
+
 def _multi_worker_strategy(
     cluster: Cluster, *, num_gpus: int, all_reduce_alg: str, peer_timeout: float
 ) -> tf.distribute.Strategy:
+    _bypass_proxies(cluster, os.environ)
     # No public way to the time after which a silent worker is lost.
     from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
     from tensorflow.python.eager import context

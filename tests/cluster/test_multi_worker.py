@@ -47,7 +47,15 @@ def start(fork_server):
     """Starts workers, each with a model_dir of its own; ends them after the test."""
     processes = []
 
-    def start(model_dir, *flags, num_workers=2, ranks=None, own_flags=None, hosts=None):
+    def start(
+        model_dir,
+        *flags,
+        num_workers=2,
+        ranks=None,
+        own_flags=None,
+        hosts=None,
+        environment=None,
+    ):
         hosts = hosts or free_hosts(num_workers)
         group = []
         for rank in range(num_workers) if ranks is None else ranks:
@@ -66,6 +74,7 @@ def start(fork_server):
                     *((own_flags or {}).get(rank, [])),
                     *([] if num_workers == 1 else [f"--worker_hosts={hosts}"]),
                     *([] if num_workers == 1 else [f"--task_index={rank}"]),
+                    environment=environment,
                 )
             )
         processes.extend(group)
@@ -341,8 +350,10 @@ def test_tf_config_alone_makes_two_workers_and_an_evaluator(fork_server, tmp_pat
     assert evaluated["accuracy"] == pytest.approx(trained["accuracy"], abs=1e-3)
 
 
-def test_dry_run_leaves_nothing(start, tmp_path):
-    group = start(tmp_path / "run", "--train_steps=40", "--dry_run")
+def test_dry_run_behind_a_proxy_meets_and_leaves_nothing(start, tmp_path):
+    proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "example.org"}
+    flags = ["--train_steps=40", "--dry_run", "--cluster_timeout=20"]
+    group = start(tmp_path / "run", *flags, environment=proxy)
     finish(group)
     assert not (tmp_path / "run").exists()
 
