@@ -152,13 +152,15 @@ def format_summary(report: ClassificationReport) -> str:
 def format_report(report: ClassificationReport) -> str:
     """Returns a report as tables for a terminal.
 
-    Of many classes the worst are shown, and the matrix is left out.
+    Of many classes the worst are shown, and the matrix is left out. So are classes
+    without an image that were never predicted, as 0 where labels begin with 1.
     """
-    num_classes = len(report.support)
-    shown = np.arange(num_classes)
+    is_empty = (report.support == 0) & np.isnan(report.precision)
+    shown = np.flatnonzero(~is_empty)
+    num_classes = len(shown)
     if num_classes > _MAX_PRINTED_CLASSES:
-        shown = np.argsort(np.nan_to_num(report.f1, nan=2.0), kind="stable")
-        shown = shown[:_MAX_PRINTED_CLASSES]
+        order = np.argsort(np.nan_to_num(report.f1[shown], nan=2.0), kind="stable")
+        shown = shown[order[:_MAX_PRINTED_CLASSES]]
     lines = ["class    images  precision  recall      F1"]
     for i in shown:
         ratios = (report.precision[i], report.recall[i], report.f1[i])
@@ -166,13 +168,19 @@ def format_report(report: ClassificationReport) -> str:
         lines.append(
             f"{i:<8} {report.support[i]:>6,}  {precision:>9}  {recall:>6}  {f1:>6}"
         )
+    if empty := np.flatnonzero(is_empty)[:_NUM_PRINTED_INDICES].tolist():
+        more = ", ..." if is_empty.sum() > len(empty) else ""
+        listed = ", ".join(map(str, empty))
+        lines.append(f"(without an image, and never predicted: {listed}{more})")
     if num_classes > len(shown):
         lines.append(f"(the worst {len(shown)} of {num_classes} by F1)")
     elif report.confusion is not None:
         width = max(len(str(report.confusion.max())), 3) + 1
         lines += ["", "confusion: label in rows, prediction in columns"]
         lines.append(" " * 4 + "".join(f"{i:>{width}}" for i in shown))
-        for label, row in enumerate(report.confusion):
+        for label, row in zip(
+            shown, report.confusion[np.ix_(shown, shown)], strict=True
+        ):
             cells = "".join(f"{count or '.':>{width}}" for count in row)
             lines.append(f"{label:>4}{cells}")
     if report.top_confusions:

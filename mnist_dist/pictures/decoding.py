@@ -23,12 +23,14 @@ _ENOUGH_PIXELS = 1024
 Image.init()
 
 
-def decode_picture(data: bytes, *, name: str) -> np.ndarray:
-    """Decodes a picture to uint8 [h, w] or [h, w, 3], large ones scaled down.
+def decode_picture(data: bytes, *, name: str, scale_down: bool = True) -> np.ndarray:
+    """Decodes a picture to uint8 [h, w] or [h, w, 3].
 
     Args:
       data: an encoded picture; its content says in which format.
       name: names the file in error messages.
+      scale_down: whether one of 2048 pixels or more on its shorter side comes at a
+        half of its size or less, which saves time.
 
     Raises:
       InputError: it is no picture, is damaged, or has too many bytes or pixels.
@@ -42,14 +44,15 @@ def decode_picture(data: bytes, *, name: str) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise too_large(image.width, image.height, name=name)
             # Decodes a JPEG at a half, a quarter or an eighth: less work.
-            image.draft(None, (_ENOUGH_PIXELS, _ENOUGH_PIXELS))
+            if scale_down:
+                image.draft(None, (_ENOUGH_PIXELS, _ENOUGH_PIXELS))
             image.load()
             if image.format == "PNG":
                 # Pillow decodes what fits, whatever the checksums say.
                 with Image.open(io.BytesIO(data), formats=["PNG"]) as unread:
                     unread.verify()
             ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(_simplify(image, name=name))
+            return np.asarray(_simplify(image, name=name, scale_down=scale_down))
     except InputError:
         raise
     except UnidentifiedImageError as error:
@@ -62,8 +65,8 @@ def decode_picture(data: bytes, *, name: str) -> np.ndarray:
         raise InputError(f"{name}: a picture that cannot be read ({error})") from error
 
 
-def _simplify(image: Image.Image, *, name: str) -> Image.Image:
-    """Returns the picture grey or in colour, 8 bits a channel, opaque, not large."""
+def _simplify(image: Image.Image, *, name: str, scale_down: bool) -> Image.Image:
+    """Returns the picture grey or in colour, 8 bits a channel, opaque."""
     if image.mode == "F":
         raise InputError(f"{name}: found pixels of floats, expected integers")
     if image.mode.startswith("I"):  # 16 bits: divided by 257 and rounded
@@ -75,7 +78,7 @@ def _simplify(image: Image.Image, *, name: str) -> Image.Image:
     else:
         image = image.convert("L" if image.mode in ("1", "L") else "RGB")
     factor = min(image.width, image.height) // _ENOUGH_PIXELS
-    if factor > 1:
+    if scale_down and factor > 1:
         image = image.reduce(factor)
     return _lay_on_paper(image) if image.mode == "RGBA" else image
 

@@ -23,8 +23,8 @@ from typing import IO
 
 import numpy as np
 
-from mnist_dist.data.idx import read_idx_header
 from mnist_dist.errors import InputError
+from mnist_dist.files.idx import read_idx_header
 from mnist_dist.files.npy import read_npy_header
 from mnist_dist.files.untrusted import ByteStream, open_file, quoted
 from mnist_dist.pictures import decoding
@@ -286,7 +286,7 @@ class _Rejoined:
 def _read_idx(
     stream: ByteStream, piece_size: int, *, name: str
 ) -> Iterator[np.ndarray]:
-    shape = read_idx_header(stream, name=name)
+    shape, _ = read_idx_header(stream, name=name)
     if len(shape) != 3 and not (len(shape) == 4 and shape[3] in (1, 3)):
         raise InputError(
             f"{name}: found shape {shape}, expected images of shape (n, height, width) "

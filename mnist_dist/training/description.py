@@ -27,7 +27,8 @@ def describe_run(run: TrainingRun, *, use_xla: bool) -> str:
         f"XLA {'on' if use_xla else 'off'}",
         "data": f"{dataset.source}: {len(dataset.train.labels):,} training images "
         f"{'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes, "
-        f"{'on the device' if run.is_resident else 'streamed'}",
+        f"{'on the device' if run.is_resident else 'streamed'}"
+        f"{''.join(f'; {note}' for note in dataset.notes)}",
         "evaluation": f"{len(dataset.evaluation.labels):,} {dataset.evaluation.name} "
         "images",
         "batch": f"{run.global_batch_size} global, "

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnist_dist.data import load_dataset
+from mnist_dist.data import dataset_from_arrays, load_dataset
+from mnist_dist.data.drawing import draw_stratified
 from mnist_dist.errors import InputError
 
 TRAIN_IMAGES = np.arange(5 * 3 * 4, dtype=np.uint8).reshape(5, 3, 4)
@@ -64,7 +65,7 @@ LAYOUTS = {
     "plain": IDX_FILES,
     "gzip": renamed(suffix=".gz"),
     "test-": renamed(test="test"),
-    "prefix": renamed(prefix="emnist-letters-", suffix=".gz", test="test"),
+    "prefix": renamed(prefix="other-letters-", suffix=".gz", test="test"),
     "dotted": {name.replace("-idx", ".idx"): a for name, a in IDX_FILES.items()},
     "mixed": {
         name + (".gz" if "images" in name else ""): array
@@ -145,10 +146,10 @@ def test_number_of_classes(tmp_path, train_label, test_label, num_classes):
 # Validation.
 
 
-def test_validation_is_the_last_training_examples(tmp_path):
+def test_validation_of_older_runs_is_the_last_training_examples(tmp_path):
     np.savez(tmp_path / "a.npz", **NPZ)
     whole = load_dataset(tmp_path)
-    dataset = load_dataset(tmp_path, validation_examples=2)
+    dataset = load_dataset(tmp_path, validation_examples=2, validation_split="last")
 
     assert dataset.validation is not None
     assert dataset.evaluation is dataset.validation
@@ -158,6 +159,74 @@ def test_validation_is_the_last_training_examples(tmp_path):
     np.testing.assert_array_equal(dataset.validation.images, whole.train.images[3:])
     np.testing.assert_array_equal(dataset.validation.labels, [2, 0])
     np.testing.assert_array_equal(dataset.test.labels, TEST_LABELS)
+
+
+def save_sorted_by_class(directory: Path) -> np.ndarray:
+    """900 training examples of three classes, one after the other; their images."""
+    labels = np.repeat(np.arange(3), [300, 500, 100])
+    images = np.arange(900 * 4, dtype=np.uint32).view(np.uint8).reshape(900, 4, 4)
+    np.savez(
+        directory / "a.npz",
+        **NPZ
+        | {"x_train": images, "y_train": labels}
+        | {"x_test": images[:2], "y_test": labels[:2]},
+    )
+    return images
+
+
+def test_validation_has_each_class_in_its_share(tmp_path):
+    images = save_sorted_by_class(tmp_path)
+    dataset = load_dataset(tmp_path, validation_examples=90)
+    assert dataset.validation is not None
+    np.testing.assert_array_equal(np.bincount(dataset.validation.labels), [30, 50, 10])
+    np.testing.assert_array_equal(np.bincount(dataset.train.labels), [270, 450, 90])
+    # Every example is in one of the two, with its label, in the order of the file.
+    numbers = {image.tobytes(): number for number, image in enumerate(images)}
+    found = []
+    for split in (dataset.train, dataset.validation):
+        indices = [numbers[i[..., 0].tobytes()] for i in split.images]
+        assert indices == sorted(indices)
+        np.testing.assert_array_equal(
+            split.labels, np.searchsorted([300, 800], indices, side="right")
+        )
+        found += indices
+    assert sorted(found) == list(range(900))
+
+
+def test_validation_is_the_same_at_every_start_and_another_with_another_seed(tmp_path):
+    save_sorted_by_class(tmp_path)
+
+    def chosen(**keywords: int) -> bytes:
+        dataset = load_dataset(tmp_path, validation_examples=90, **keywords)
+        assert dataset.validation is not None
+        return dataset.validation.images.tobytes()
+
+    assert chosen() == chosen() == chosen(validation_seed=0)
+    assert chosen(validation_seed=1) != chosen()
+
+
+def test_draw_of_validation_examples_never_changes():
+    """Runs rely on it: an evaluation must take the examples that were set apart."""
+    labels = np.arange(40) % 4
+    found = draw_stratified(labels, count=8, seed=7)
+    np.testing.assert_array_equal(found, [1, 10, 14, 16, 19, 27, 32, 37])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 17, 26, 27, 28])
+def test_draw_of_any_number_is_within_one_of_each_share(count):
+    labels = np.repeat(np.arange(4), [20, 5, 3, 1])
+    found = draw_stratified(labels, count=count, seed=count)
+    assert len(set(found)) == count
+    shares = np.bincount(labels) * count / len(labels)
+    drawn = np.bincount(labels[found], minlength=4)
+    if count <= 25:  # more are only had from classes that have one example left
+        assert (np.abs(drawn - shares) <= 1).all()
+        assert (drawn < np.bincount(labels)).all()
+
+
+def test_unknown_way_to_choose_validation_examples_is_an_error():
+    with pytest.raises(ValueError, match="validation_split is 'first', expected one"):
+        load_dataset(validation_split="first")
 
 
 def test_validation_changes_neither_classes_nor_checksum(tmp_path):
@@ -198,6 +267,14 @@ def test_checksum_is_of_the_data_and_not_of_the_container(tmp_path):
     np.savez_compressed(tmp_path / "npz" / "a.npz", **(NPZ | wide_labels))
     checksums.add(load_dataset(tmp_path / "npz").checksum)
     assert len(checksums) == 1
+
+
+def test_checksum_is_what_it_always_was(tmp_path):
+    """Runs record it: a change would keep every old run from being resumed."""
+    np.savez(tmp_path / "a.npz", **NPZ)
+    assert load_dataset(tmp_path).checksum == (
+        "b69baa37bb6361746bd022ca4a817697068ec71dadbecef9911182ceabb7fbe8"
+    )
 
 
 def test_checksum_depends_on_every_array_and_on_the_shape(tmp_path):
@@ -274,13 +351,15 @@ def test_several_prefixes_are_refused_listing_them(tmp_path):
 def test_several_npz_files_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", **NPZ)
     np.savez(tmp_path / "b.npz", **NPZ)
-    check_refused(tmp_path, "found 'a.npz', 'b.npz', expected either one .npz file")
+    check_refused(tmp_path, "found 'a.npz', 'b.npz', expected one .npz file")
 
 
 def test_npz_beside_idx_is_refused(tmp_path):
     write_idx(tmp_path, IDX_FILES)
     np.savez(tmp_path / "a.npz", **NPZ)
-    check_refused(tmp_path, "'a.npz', 'train-images-idx3-ubyte'", "expected either")
+    check_refused(
+        tmp_path, "'a.npz', 'train-images-idx3-ubyte'", "expected one data set alone"
+    )
 
 
 def test_damaged_file_is_named(tmp_path):
@@ -306,17 +385,17 @@ INCONSISTENT = {
     "flat images": (
         "train-images-idx3-ubyte",
         TRAIN_IMAGES.reshape(5, 12),
-        "found shape (5, 12), expected images of shape (n, height, width)",
+        "found uint8 of shape (5, 12), expected images: uint8 of shape (n, height, width)",
     ),
     "two channels": (
         "t10k-images-idx3-ubyte",
         TEST_IMAGES.reshape(2, 3, 2, 2),
-        "found shape (2, 3, 2, 2), expected images of shape (n, height, width)",
+        "found uint8 of shape (2, 3, 2, 2), expected images: uint8 of shape (n, height",
     ),
     "labels of rank 2": (
         "t10k-labels-idx1-ubyte",
-        TEST_LABELS.reshape(2, 1),
-        "found shape (2, 1), expected labels of shape (n,)",
+        TEST_LABELS.reshape(1, 2),
+        "found uint8 of shape (1, 2), expected labels: integers of shape (n,) or",
     ),
     "two image shapes": (
         "t10k-images-idx3-ubyte",
@@ -345,3 +424,110 @@ def test_label_out_of_range_is_refused(tmp_path, label, dtype):
         str(label),
         "expected 0 to 65535",
     )
+
+
+# What is valid but looks wrong is warned of.
+
+ROWS = np.arange(256, dtype=np.uint8)
+SUSPECT = {
+    "0 and 1": (ROWS % 2, "are 0 to 1, expected 0 to 255"),
+    "0 to 16": (ROWS % 17, "are 0 to 16, expected"),
+    "all black": (ROWS * 0, "are 0 to 0, expected"),
+    # (x - mean) / deviation, cut to uint8: -1 became 255.
+    "cut floats": (np.array([0, 1, 2, 255] * 64, np.uint8), "are only 0, 1, 2, 255"),
+    "photographs": (ROWS, None),
+    "black and white": (ROWS // 128 * 255, None),
+    "four shades": (ROWS // 64 * 85, None),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(("row", "expected"), SUSPECT.values(), ids=SUSPECT.keys())
+def test_pixels_in_another_range_are_warned_of(caplog, row, expected, split):
+    images = {"train": np.tile(ROWS, (4, 2, 1)), "test": np.tile(ROWS, (4, 2, 1))}
+    images[split] = np.tile(row, (4, 2, 1))
+    labels = np.array([0, 1, 2, 1])
+    dataset = dataset_from_arrays((images["train"], labels), (images["test"], labels))
+    np.testing.assert_array_equal(dataset.train.images[..., 0], images["train"])
+    if expected is None:
+        assert not caplog.messages
+    else:
+        (message,) = caplog.messages
+        assert f"arrays: the pixels of the {split} images {expected}" in message
+
+
+def test_classes_without_a_training_example_are_warned_of(caplog):
+    images = np.tile(ROWS, (4, 2, 1))
+    labels = np.array([1, 3, 4, 1])
+    dataset = dataset_from_arrays((images, labels), (images, labels))
+    assert caplog.messages == [
+        "arrays: 2 of 5 classes have no training example: '0', '2' (the labels are 1 to 4)"
+    ]
+    assert dataset.num_classes == 5
+    names = ["zero", "one", "two", "three", "four"]
+    dataset_from_arrays((images, labels), (images, labels), class_names=names)
+    assert "no training example: 'zero', 'two' (" in caplog.messages[1]
+
+
+def test_data_that_are_well_are_not_warned_of(caplog):
+    load_dataset(validation_examples=5000)
+    assert not caplog.messages
+
+
+# Arrays.
+
+
+def test_arrays_are_the_data_set_of_files(tmp_path):
+    np.savez(tmp_path / "a.npz", **NPZ)
+    stored = load_dataset(tmp_path, validation_examples=2)
+    dataset = dataset_from_arrays(
+        (TRAIN_IMAGES, TRAIN_LABELS.astype(np.int64)[:, np.newaxis]),
+        (TEST_IMAGES, TEST_LABELS),
+        class_names=list("abcd"),
+        validation_examples=2,
+    )
+    assert dataset.checksum == stored.checksum
+    assert dataset.class_names == tuple("abcd")
+    for name in ("train", "validation", "test"):
+        found, expected = getattr(dataset, name), getattr(stored, name)
+        np.testing.assert_array_equal(found.images, expected.images, strict=True)
+        np.testing.assert_array_equal(found.labels, expected.labels, strict=True)
+
+
+BAD_ARRAYS = {
+    "floats": (
+        {"train": TRAIN_IMAGES / 255},
+        "train images: found float64 of shape (5,",
+    ),
+    "hint": ({"train": TRAIN_IMAGES / 255}, "numpy.rint(255 * x).astype(numpy.uint8)"),
+    "channels first": (
+        {"test": np.zeros((2, 1, 3, 4), np.uint8)},
+        "of channels that come first: x.transpose(0, 2, 3, 1)",
+    ),
+    "one-hot": (
+        {"labels": np.eye(5, dtype=int)},
+        "train labels: found int64 of shape (5",
+    ),
+    "few labels": (
+        {"labels": TRAIN_LABELS[:2]},
+        "train labels: found 2 labels, expected",
+    ),
+    "names": (
+        {"class_names": ["a", "b"]},
+        "found label 3, expected at most 1: there are 2",
+    ),
+    "validation": ({"validation_examples": 5}, "found 5, expected 0 to 4"),
+}
+
+
+@pytest.mark.parametrize(("changed", "expected"), BAD_ARRAYS.values(), ids=BAD_ARRAYS)
+def test_bad_arrays_are_refused(changed, expected):
+    names = changed.keys() & {"class_names", "validation_examples"}
+    with pytest.raises(InputError) as caught:
+        dataset_from_arrays(
+            (changed.get("train", TRAIN_IMAGES), changed.get("labels", TRAIN_LABELS)),
+            (changed.get("test", TEST_IMAGES), TEST_LABELS),
+            **{name: changed[name] for name in names},
+        )
+    assert expected in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1

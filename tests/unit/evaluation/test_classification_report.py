@@ -73,18 +73,35 @@ def test_tables_show_what_is_wrong():
     report = create(
         [0, 1, 1, 2, 2, 2],
         [0, 1, 2, 2, 1, 1],
-        num_classes=4,
+        num_classes=3,
         confidences=[0.9, 0.8, 0.6, 0.9, 0.7, 0.95],
     )
     lines = format_report(report).splitlines()
     assert lines[1].split() == ["0", "1", "100.00%", "100.00%", "100.00%"]
     assert lines[2].split() == ["1", "2", "33.33%", "50.00%", "40.00%"]
-    assert lines[4].split() == ["3", "0", "-", "-", "-"]
-    assert lines[8].split() == ["0", "1", ".", ".", "."]
-    assert lines[10].split() == ["2", ".", "2", "1", "."]
+    assert lines[7].split() == ["0", "1", ".", "."]
+    assert lines[9].split() == ["2", ".", "2", "1"]
     assert "most confused: 2 as 1: 2, 1 as 2: 1" in lines
     assert surest_mistakes(report).tolist() == [5, 4, 2]
     assert lines[-1] == "misclassified: 2, 4, 5"
+
+
+def test_classes_without_an_image_or_a_prediction_are_left_out():
+    """As class 0 where labels begin with 1, which is of no interest."""
+    report = create([1, 1, 3], [1, 3, 3], num_classes=5)
+    lines = format_report(report).splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["1", "3"]
+    assert lines[3] == "(without an image, and never predicted: 0, 2, 4)"
+    assert [line.split() for line in lines[6:9]] == [
+        ["1", "3"],
+        ["1", "1", "1"],
+        ["3", ".", "1"],
+    ]
+    # One that was predicted, or has images that were not found, is shown.
+    report = create([0, 0], [1, 0], num_classes=2)
+    assert format_report(report).splitlines()[2].split()[0] == "1"
+    report = create([0, 1], [0, 0], num_classes=2)
+    assert format_report(report).splitlines()[2].split()[0] == "1"
 
 
 def test_many_classes_cost_no_square_of_memory():

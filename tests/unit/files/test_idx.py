@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mnist_dist.data.idx import load_idx
 from mnist_dist.errors import InputError
+from mnist_dist.files.idx import load_idx
 
 MEBIBYTE = 1 << 20
 MAX_SIZE = 2**32 - 1
