@@ -122,7 +122,7 @@ def _put_into_run(weights: "Weights", pairs: list[tuple[str, str]]) -> None:
     from mnist_dist.inference.trained_model import read_checkpoint
     from mnist_dist.layer_weights import transplant
     from mnist_dist.run import history
-    from mnist_dist.run.directory import open_for_writing
+    from mnist_dist.run.lock import open_for_writing
 
     history.check_run(FLAGS.model_dir)
     with open_for_writing(FLAGS.model_dir):

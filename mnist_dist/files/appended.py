@@ -4,7 +4,9 @@ import os
 
 import tensorflow as tf
 
-from mnist_dist.files.durable import is_local, reporting_errors
+from mnist_dist.errors import RunError
+from mnist_dist.files.durable import reporting_errors
+from mnist_dist.files.local import is_at, is_local, open_to_write
 
 
 class AppendedFile:
@@ -12,7 +14,8 @@ class AppendedFile:
 
     A record reaches the file in one write, so that a reader, or a kill, sees all of it
     or nothing. TensorFlow's own writers buffer, and ignore a full disk between two
-    flushes; this one does neither.
+    flushes; this one does neither. Nor does it go on in silence with a file that was
+    moved or deleted.
     """
 
     def __init__(self, path: str, *, so: str) -> None:
@@ -23,13 +26,15 @@ class AppendedFile:
           so: what an error leaves intact, for its message.
 
         Raises:
+          InputError: it is a link, or no regular file.
           tf.errors.OpError, OSError: it cannot be opened.
         """
         self._path = path
         self._so = so
         self._is_closed = False
         if is_local(path):
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+            descriptor = open_to_write(path, os.O_WRONLY | os.O_APPEND)
+            self._file = open(descriptor, "ab", buffering=0)  # noqa: SIM115
         else:
             self._file = tf.io.gfile.GFile(path, "ab")
 
@@ -37,10 +42,12 @@ class AppendedFile:
         """Appends one record.
 
         Raises:
-          RunError: the disk is full; likewise for the other methods.
+          RunError: the disk is full, or the file was moved or deleted; likewise for the
+            other methods.
         """
         with reporting_errors(self._path, so=self._so):
             if is_local(self._path):
+                self._check_place()
                 while data:
                     data = data[self._file.write(data) :]
             else:
@@ -51,6 +58,7 @@ class AppendedFile:
         """Returns when all records would outlast a power failure."""
         if is_local(self._path):
             with reporting_errors(self._path, so=self._so):
+                self._check_place()
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -61,3 +69,10 @@ class AppendedFile:
                 self.flush()
             finally:
                 self._file.close()
+
+    def _check_place(self) -> None:
+        if not is_at(self._path, self._file.fileno()):
+            raise RunError(
+                f"{self._path} was moved or deleted while it was being written; "
+                "nothing more is written"
+            )

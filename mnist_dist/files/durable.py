@@ -6,28 +6,32 @@ fsync, tears what is appended into writes of 4,096 bytes, and deletes through li
 """
 
 import contextlib
+import ctypes
+import fcntl
+import math
 import os
 import re
+import secrets
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 
 import tensorflow as tf
 
 from mnist_dist.errors import RunError
+from mnist_dist.files.local import is_at, is_local
 
 # What reading or writing raises: of TensorFlow, of the operating system.
 FILE_ERRORS = (tf.errors.OpError, OSError)
 
 # No reader takes such a name for data: TensorBoard, TensorFlow Serving, ourselves.
 _UNFINISHED = ".writing-"
-_OLD = ".old:"  # and the name of a folder that is being replaced
-
-
-def is_local(path: str) -> bool:
-    """Whether a path is the operating system's, not of a scheme as `gs://`."""
-    return "://" not in path
+_LOCK = ".lock"  # in a staging folder, held by its writer
+_OLD = ".old:"  # and the name of a folder that is being replaced, likewise
+_ABANDONED_SECONDS = 86400.0  # where no lock tells whether a writer lives
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
 def describe_error(error: Exception) -> str:
@@ -75,9 +79,11 @@ def replacing(path: str) -> Iterator[tf.io.gfile.GFile]:
 def publishing(path: str, *, overwrite: bool = True) -> Iterator[str]:
     """Gives a path to write a file or a folder to; once on the disk, it is `path`.
 
-    After an error nothing of it is left. It takes its name in one step; a folder that
-    replaces another in two, and after a kill between them `remove_unfinished` puts the
-    old one back; one with a scheme file by file, and may be left in part.
+    After an error nothing of it is left; what a kill leaves, the next one to publish in
+    this directory removes. It takes its name in one step, also where it replaces a
+    folder. Some network disks cannot swap two folders: there it takes two steps, and
+    after a kill between them `remove_unfinished` puts the old folder back. With a
+    scheme it is sent file by file, and may be left in part.
 
     Raises:
       tf.errors.AlreadyExistsError: there is something at `path`, and no `overwrite`.
@@ -88,34 +94,49 @@ def publishing(path: str, *, overwrite: bool = True) -> Iterator[str]:
             yield (staging := os.path.join(folder, "staging"))
             _send(staging, path, overwrite=overwrite)
         return
-    directory = os.path.dirname(path)
-    staging = staging_path(directory)
-    try:
-        yield staging
-        for folder, folders, names in os.walk(staging):
-            for name in folders + names:
-                sync(os.path.join(folder, name))
+    directory, name = os.path.dirname(path), os.path.basename(path)
+    with contextlib.suppress(*FILE_ERRORS):  # in a shared folder they may be another's
+        remove_unfinished(directory, is_mine=False)
+    with staging_folder(directory) as folder:
+        yield (staging := os.path.join(folder, name))
+        for parent, folders, names in os.walk(staging):
+            for inside in folders + names:
+                sync(os.path.join(parent, inside))
         sync(staging)
         if overwrite and os.path.isdir(staging) and os.path.isdir(path):
             _replace_folder(staging, path)
         else:
             tf.io.gfile.rename(staging, path, overwrite=overwrite)
         sync(directory)
-    finally:
-        with contextlib.suppress(*FILE_ERRORS):  # an error before is the one to tell
-            remove(staging)
 
 
-def staging_path(directory: str) -> str:
-    """Returns where this process may write what is to have a name in `directory`."""
-    owner = f"{socket.gethostname()}-{os.getpid()}"
-    path = os.path.join(directory, f"{_UNFINISHED}{owner}")
-    remove(path)  # of one killed that had this number: in containers they recur
-    return path
+@contextlib.contextmanager
+def staging_folder(directory: str) -> Iterator[str]:
+    """Gives a new folder in `directory` for what must not be seen yet; removes it after.
+
+    Its name has a random part: in containers, host names and process numbers come
+    again. It holds a lock while its writer lives.
+
+    Raises:
+      tf.errors.OpError, OSError: it cannot be made.
+    """
+    with contextlib.ExitStack() as held:
+        while True:
+            folder = _unfinished_path(directory)
+            tf.io.gfile.mkdir(folder)
+            if not is_local(folder) or _lock(folder, held):
+                break
+        try:
+            yield folder
+        finally:
+            with contextlib.suppress(
+                *FILE_ERRORS
+            ):  # an error before is the one to tell
+                remove(folder)
 
 
 def list_unfinished(directory: str) -> list[str]:
-    """Returns the paths of what writers have not yet given its name in a directory."""
+    """Returns the paths of the staging folders in a directory."""
     return [
         os.path.join(directory, name)
         for name in list_names(directory)
@@ -130,17 +151,68 @@ def remove_unfinished(directory: str, *, is_mine: bool) -> None:
 
     Args:
       directory: need not be there.
-      is_mine: whether nobody else writes to it. If not, what may be of a process that
-        lives stays: all but that of dead processes of this host.
+      is_mine: whether nobody else writes to it. If not, what may be of a writer that
+        lives stays: one that holds its lock or, where there are no locks, one that has
+        written in the last day.
+
+    Raises:
+      tf.errors.OpError, OSError: something cannot be removed.
     """
-    for name in list_names(directory):
-        if name.startswith(_UNFINISHED) and (is_mine or _is_of_the_dead(name)):
-            path = os.path.join(directory, name)
-            target = os.path.join(directory, name.partition(_OLD)[2])
-            if _OLD in name and not os.path.lexists(target):
-                os.rename(path, target)
-            else:
-                remove(path)
+    for folder in list_unfinished(directory):
+        with contextlib.ExitStack() as held:
+            if not is_mine and not _is_abandoned(folder, held):
+                continue
+            for name in list_names(folder):
+                target = os.path.join(directory, name.removeprefix(_OLD))
+                if name.startswith(_OLD) and not os.path.lexists(target):
+                    os.rename(os.path.join(folder, name), target)
+            remove(folder)
+
+
+def _unfinished_path(directory: str) -> str:
+    owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
+    return os.path.join(directory, f"{_UNFINISHED}{owner}")
+
+
+def _lock(folder: str, held: contextlib.ExitStack) -> bool:
+    """Locks a new staging folder; False if it was just taken for an abandoned one."""
+    path = os.path.join(folder, _LOCK)
+    try:
+        lock = held.enter_context(open(path, "wb"))  # noqa: SIM115
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError):
+        return False
+    except OSError:  # a disk without locks
+        return True
+    return is_at(path, lock.fileno())
+
+
+def _is_abandoned(folder: str, held: contextlib.ExitStack) -> bool:
+    """Whether the writer of a staging folder is dead; `held` keeps the folder's lock."""
+    try:
+        descriptor = os.open(
+            os.path.join(folder, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
+        )
+        lock = held.enter_context(open(descriptor, "rb"))  # noqa: SIM115
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # it has no lock, or not yet; or the disk has none
+        return time.time() - _last_change(folder) > _ABANDONED_SECONDS
+    return True
+
+
+def _last_change(folder: str) -> float:
+    """Returns when something in a folder changed last, in seconds since 1970."""
+    if not is_local(folder):
+        # Some stores know no time of a folder: then it is young for ever.
+        return tf.io.gfile.stat(folder).mtime_nsec / 1e9 or math.inf
+    times = [os.lstat(folder).st_mtime]
+    for parent, folders, names in os.walk(folder):
+        for name in folders + names:
+            with contextlib.suppress(OSError):
+                times.append(os.lstat(os.path.join(parent, name)).st_mtime)
+    return max(times)
 
 
 def remove(path: str) -> None:
@@ -167,15 +239,27 @@ def sync(path: str) -> None:
 
 
 def _replace_folder(source: str, target: str) -> None:
-    old = f"{source}{_OLD}{os.path.basename(target)}"
-    remove(old)
+    """Gives a folder the name of another, which goes to the folder that it was in."""
+    if _exchange(source, target):
+        return
+    old = os.path.join(os.path.dirname(source), f"{_OLD}{os.path.basename(target)}")
     os.rename(target, old)
     try:
         os.rename(source, target)
     except BaseException:
         os.rename(old, target)
         raise
-    remove(old)
+
+
+def _exchange(first: str, second: str) -> bool:
+    """Swaps two names in one step; False where the system, or the disk, cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except AttributeError:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    result = renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    return result == 0
 
 
 def _send(source: str, target: str, *, overwrite: bool) -> None:
@@ -192,18 +276,6 @@ def _send(source: str, target: str, *, overwrite: bool) -> None:
         for entry in paths:
             _send(entry.path, os.path.join(target, entry.name), overwrite=True)
     else:
-        staging = staging_path(os.path.dirname(target))
+        staging = _unfinished_path(os.path.dirname(target))
         tf.io.gfile.copy(source, staging, overwrite=True)
         tf.io.gfile.rename(staging, target, overwrite=True)
-
-
-def _is_of_the_dead(name: str) -> bool:
-    owner = name.removeprefix(_UNFINISHED).partition(_OLD)[0]
-    host, _, pid = owner.rpartition("-")
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return host == socket.gethostname()
-    except (ValueError, OverflowError, PermissionError):
-        pass
-    return False

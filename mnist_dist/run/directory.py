@@ -1,106 +1,23 @@
-"""MODEL_DIR: what lies where, and who may write to it."""
+"""MODEL_DIR: what lies where."""
 
-import contextlib
-import fcntl
-import io
 import os
 import re
-import socket
-import time
-from typing import BinaryIO
-
-import tensorflow as tf
-from absl import logging
 
 from mnist_dist.errors import InputError, RunError
 from mnist_dist.files.durable import (
     FILE_ERRORS,
     describe_error,
-    is_local,
     list_names,
     remove,
     reporting_errors,
 )
-from mnist_dist.run.checkpoints import finish_interrupted_saves, list_checkpoints
+from mnist_dist.files.local import is_local, kind_at
+from mnist_dist.run.checkpoints import list_checkpoints
 
 # What a run writes, the settings last.
 _FOLDERS = ("checkpoints", "best", "train", "eval", "eval_watch", "export")
 _FILES = ("metrics.jsonl", "config.json")
-_PAUSES = (0.01, 0.1)  # seconds between attempts to lock it
-
-
-def open_for_writing(model_dir: str) -> BinaryIO:
-    """Creates the directory of a run, and makes this process its only writer.
-
-    The operating system holds the lock, so a dead process's is gone. Where it has none
-    to give, for a path with a scheme or on some network disks, a warning says so.
-
-    Returns:
-      The lock, to be kept: it ends when this file is closed.
-
-    Raises:
-      InputError: there is a file, the directory cannot be written to, or another
-        process writes to it.
-      RunError: a checkpoint whose writer was killed cannot be completed.
-    """
-    lock = _lock(model_dir)
-    for directory in checkpoint_dirs(model_dir):
-        with reporting_errors(directory, so="nothing in it was changed"):
-            finish_interrupted_saves(directory)
-    return lock
-
-
-def _lock(model_dir: str) -> BinaryIO:
-    try:
-        tf.io.gfile.makedirs(model_dir)
-        if not is_local(model_dir):
-            _warn_of_no_lock(model_dir, "it is not on this host")
-            return io.BytesIO()
-        lock = open(os.path.join(model_dir, ".lock"), "ab+", buffering=0)  # noqa: SIM115
-    except (*FILE_ERRORS, UnicodeError) as error:
-        raise InputError(
-            f"--model_dir: found {model_dir!r}, expected a directory to write to: "
-            f"{describe_error(error)}"
-        ) from error
-    try:
-        _take(lock)
-    except BlockingIOError as error:
-        lock.seek(0)
-        holder = lock.read().decode(errors="replace").strip() or "another process"
-        lock.close()
-        raise InputError(
-            f"--model_dir: {model_dir} is being written by {holder}, expected a run "
-            "that nobody writes"
-        ) from error
-    except OSError as error:
-        _warn_of_no_lock(model_dir, describe_error(error))
-    with contextlib.suppress(OSError):  # a full disk; it only tells others who we are
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    return lock
-
-
-def _take(lock: BinaryIO) -> None:
-    # Not once alone: who looks whether it is taken holds it for a moment.
-    for seconds in _PAUSES:
-        with contextlib.suppress(BlockingIOError):
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(seconds)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def is_being_written(model_dir: str) -> bool:
-    """Whether a process holds the lock of a run; False where there are no locks."""
-    if not is_local(model_dir):
-        return False
-    try:
-        with open(os.path.join(model_dir, ".lock"), "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # nobody has written yet; or none can be locked here
-        pass
-    return False
+LOCK = ".lock"
 
 
 def check_directory(directory: str, *, flag: str) -> None:
@@ -120,6 +37,24 @@ def check_directory(directory: str, *, flag: str) -> None:
         )
 
 
+def check_own(model_dir: str) -> None:
+    """Checks that what has the names of a run's files may be written.
+
+    Raises:
+      InputError: one is a link, whose target is outside of the run, or a file where a
+        run has a folder, or the reverse.
+    """
+    for names, expected in ((_FOLDERS, "a folder"), ((*_FILES, LOCK), "a file")):
+        for name in names:
+            path = os.path.join(model_dir, name)
+            found = kind_at(path)
+            if found not in ("", expected):
+                raise InputError(
+                    f"--model_dir: found {found} at {path}, expected {expected} or "
+                    "nothing there"
+                )
+
+
 def check_contents(model_dir: str) -> None:
     """Checks that what has the names of a run's files is a run's.
 
@@ -127,22 +62,12 @@ def check_contents(model_dir: str) -> None:
     delete them all.
 
     Raises:
-      InputError: one is a file where a run has a folder, or the reverse; or there are
-        some but no sign of a run: no metrics, settings or checkpoint.
+      InputError: as `check_own`; or there are some but no sign of a run: no metrics,
+        settings or checkpoint.
     """
-    found = []
-    for names, is_folder in ((_FOLDERS, True), (_FILES, False)):
-        for name in names:
-            path = os.path.join(model_dir, name)
-            if not tf.io.gfile.exists(path):
-                continue
-            if tf.io.gfile.isdir(path) != is_folder:
-                raise InputError(
-                    f"--model_dir: found {path}, expected "
-                    f"{'a folder' if is_folder else 'a file'} or nothing there"
-                )
-            if not is_folder or list_names(path):
-                found.append(path)
+    check_own(model_dir)
+    paths = [os.path.join(model_dir, name) for name in _FOLDERS + _FILES]
+    found = [p for p in paths if kind_at(p) == "a file" or list_names(p)]
     has_records = any(path.endswith(_FILES) for path in found)
     if (
         found
@@ -153,12 +78,6 @@ def check_contents(model_dir: str) -> None:
             f"--model_dir: found {', '.join(found)}, but no metrics, settings or "
             "checkpoint of a run; expected a run, or a directory without these names"
         )
-
-
-def _warn_of_no_lock(model_dir: str, why: str) -> None:
-    logging.warning(
-        "%s cannot be locked (%s): see that no other run writes to it", model_dir, why
-    )
 
 
 def delete_run(model_dir: str) -> None:

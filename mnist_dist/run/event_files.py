@@ -6,9 +6,11 @@ names. Each start of a run adds a file that sorts after the others.
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import socket
+import struct
 import time
 from collections.abc import Iterator, Mapping
 
@@ -21,10 +23,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
-from tensorboard.util.tensor_util import make_ndarray
 
 from mnist_dist.files.appended import AppendedFile
 from mnist_dist.files.durable import list_names, remove_unfinished, replacing, sync
+from mnist_dist.files.local import check_regular, kind_at
 
 _VERSION = "brain.Event:2"  # the first event of a file
 _FRAME_BYTES = 16  # of an event in its file: its length and two checksums
@@ -47,6 +49,7 @@ class EventFileWriter:
           so: what an error leaves intact, for its message.
 
         Raises:
+          InputError: something with the name of an event file cannot be one.
           tf.errors.OpError, OSError: a file cannot be read or written.
           RunError: the disk is full.
         """
@@ -126,17 +129,27 @@ def serialize_event_file(summary: Summary, *, step: int) -> bytes:
 
 
 def _list_event_files(directory: str) -> list[str]:
-    """Returns what TensorBoard takes for event files, in its order."""
-    names = [name for name in list_names(directory) if "tfevents" in name]
-    paths = [os.path.join(directory, name) for name in names]
-    return [p for p in paths if tf.io.gfile.exists(p) and not tf.io.gfile.isdir(p)]
+    """Returns what TensorBoard takes for event files, in its order; but for links.
+
+    Raises:
+      InputError: one is a named pipe or a device, which would be waited for for ever.
+    """
+    found = []
+    for name in list_names(directory):
+        path = os.path.join(directory, name)
+        kind = kind_at(path)
+        if "tfevents" not in name or kind in ("", "a folder", "a link"):
+            continue
+        check_regular(path)
+        found.append(path)
+    return found
 
 
 def _new_event_path(directory: str) -> str:
     """Returns a path that sorts after all others: readers go from file to file."""
     stamps = [int(time.time())]
     for path in _list_event_files(directory):
-        match = re.search(r"tfevents\.(\d+)", os.path.basename(path))
+        match = re.search(r"tfevents\.(\d{1,10})\.", os.path.basename(path))
         stamps += [int(match[1]) + 1] if match else []
     name = f"{max(stamps):010}.{socket.gethostname()}.{os.getpid()}.v2"
     return os.path.join(directory, f"events.out.tfevents.{name}")
@@ -158,7 +171,7 @@ def _drop_events(path: str, *, last_step: int) -> dict[str, str]:
             continue
         for value in event.summary.value:
             if value.metadata.plugin_data.plugin_name == "text":
-                for text in make_ndarray(value.tensor).reshape(-1)[:1]:
+                for text in value.tensor.string_val[:1]:
                     texts[value.tag] = text.decode(errors="replace")
     if num_bytes < tf.io.gfile.stat(path).length:
         logging.warning(
@@ -177,9 +190,27 @@ def _drop_events(path: str, *, last_step: int) -> dict[str, str]:
 
 def _load_events(path: str) -> Iterator[tuple[bytes, Event]]:
     """Reads events as they lie in the file, up to its end or its first damage."""
+    records = itertools.islice(RawEventFileLoader(path).Load(), _count_records(path))
     with contextlib.suppress(DecodeError):
-        for data in RawEventFileLoader(path).Load():
+        for data in records:
             yield data, Event.FromString(data)
+
+
+def _count_records(path: str) -> int:
+    """Counts the records of a file up to its end, or to one that cannot be in it.
+
+    TensorFlow allocates whatever length a record claims, before it reads it.
+    """
+    size, offset, count = tf.io.gfile.stat(path).length, 0, 0
+    with tf.io.gfile.GFile(path, "rb") as file:
+        while size - offset >= _FRAME_BYTES:
+            file.seek(offset)
+            (length,) = struct.unpack("<Q", file.read(8))
+            offset += length + _FRAME_BYTES
+            if offset > size:
+                break
+            count += 1
+    return count
 
 
 def _is_stale(event: Event, last_step: int) -> bool:

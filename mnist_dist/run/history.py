@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from mnist_dist.errors import InputError
 from mnist_dist.files.arrays import Arrays
@@ -16,10 +17,10 @@ from mnist_dist.run.directory import (
     checkpoint_dirs,
     export_dir,
     list_versions,
-    open_for_writing,
     remove_evaluations,
     watch_dir,
 )
+from mnist_dist.run.lock import open_for_writing
 from mnist_dist.run.metrics import read_accuracies, withdraw_evaluation
 
 
@@ -82,7 +83,11 @@ def list_run_checkpoints(model_dir: str) -> list[RunCheckpoint]:
       InputError: the directory is not a run's.
     """
     check_run(model_dir)
-    accuracies = read_accuracies(model_dir)
+    accuracies: dict[int, float] = {}
+    try:
+        accuracies = read_accuracies(model_dir)
+    except InputError as error:
+        logging.warning("%s", error)
     rows = []
     for directory in checkpoint_dirs(model_dir):
         for step in checkpoints.list_checkpoints(directory):

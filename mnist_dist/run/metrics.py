@@ -1,22 +1,22 @@
 """`metrics.jsonl`: each training record and evaluation of a run, one JSON object a line."""
 
 import io
-import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 from absl import logging
 
-from mnist_dist.errors import InputError
 from mnist_dist.files.appended import AppendedFile
 from mnist_dist.files.durable import replacing, reporting_errors
+from mnist_dist.files.local import read_bytes
 from mnist_dist.run.directory import metrics_path
 
 KINDS = ("train", "eval")  # of records
 SO = "the checkpoints so far are intact"  # after an error
+_MAX_BYTES = 1 << 30
 
 
 class Line(NamedTuple):
@@ -37,54 +37,55 @@ def read_lines(path: str) -> list[Line]:
     """Reads `metrics.jsonl`; a file that is not there has no lines.
 
     Raises:
-      tf.errors.OpError: it cannot be read.
+      InputError: it is no regular file, or cannot be read.
     """
-    if not tf.io.gfile.exists(path):
-        return []
-    with tf.io.gfile.GFile(path, "rb") as file:
-        texts = io.BytesIO(file.read()).readlines()
+    content = read_bytes(path, max_bytes=_MAX_BYTES) or b""
+    texts = io.BytesIO(content).readlines()
     return [Line(n, text, _parse(text)) for n, text in enumerate(texts, start=1)]
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(text)
+        record = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
-    is_record = (
-        isinstance(record, dict)
-        and record.get("kind") in KINDS
-        and isinstance(record.get("step"), int)
+    if not isinstance(record, dict) or record.get("kind") not in KINDS:
+        return None
+    step, accuracy = record.get("step"), record.get("accuracy")
+    is_accuracy = accuracy is None or (
+        type(accuracy) in (int, float) and 0 <= accuracy <= 1
     )
-    return record if is_record else None
+    return record if type(step) is int and step >= 0 and is_accuracy else None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def read_accuracies(model_dir: str) -> dict[int, float]:
     """Returns the accuracy at each step that was evaluated.
 
-    Lines that tell none are skipped, as is a file that cannot be read.
-    """
-    try:
-        lines = read_lines(metrics_path(model_dir))
-    except tf.errors.OpError:
-        return {}
-    accuracies = {}
-    for line in lines:
-        if line.record and line.record["kind"] == "eval":
-            accuracy = line.record.get("accuracy")
-            if isinstance(accuracy, int | float):
-                accuracies[line.record["step"]] = float(accuracy)
-    return accuracies
-
-
-def check_metrics(model_dir: str, *, last_step: int) -> None:
-    """Checks that a run can go on from a step, and changes nothing.
+    Lines that tell none are skipped.
 
     Raises:
-      InputError: as `JsonLinesWriter` does.
+      InputError: as `read_lines` does.
     """
-    path = metrics_path(model_dir)
-    _select(read_lines(path), path=path, last_step=last_step)
+    return {
+        line.record["step"]: float(line.record["accuracy"])
+        for line in read_lines(metrics_path(model_dir))
+        if line.record
+        and line.record["kind"] == "eval"
+        and line.record.get("accuracy") is not None
+    }
+
+
+def check_metrics(model_dir: str) -> None:
+    """Checks that `metrics.jsonl` can be read, and changes nothing.
+
+    Raises:
+      InputError: as `read_lines` does.
+    """
+    read_lines(metrics_path(model_dir))
 
 
 def withdraw_evaluation(model_dir: str, step: int) -> None:
@@ -93,14 +94,18 @@ def withdraw_evaluation(model_dir: str, step: int) -> None:
     The run's next start takes the points out of TensorBoard's files too.
 
     Raises:
-      InputError: the records are damaged.
-      RunError: they cannot be written.
+      InputError: as `read_lines` does.
+      RunError: the records cannot be written.
     """
     path = metrics_path(model_dir)
     with reporting_errors(path, so=SO):
-        kept = _select(read_lines(path), path=path, last_step=step)
-        is_other = [(r["kind"], r["step"]) != ("eval", step) for _, r in kept]
-        _rewrite(path, itertools.compress((text for text, _ in kept), is_other))
+        _rewrite(
+            path,
+            lambda record: (
+                record["step"] < step
+                or (record["step"] == step and record["kind"] != "eval")
+            ),
+        )
 
 
 def create_record(
@@ -133,22 +138,14 @@ class JsonLinesWriter:
         """Drops every record past `last_step`, then opens the file.
 
         Raises:
-          InputError: there is damage before a record that is to stay.
-          tf.errors.OpError, OSError: it cannot be read or written.
+          InputError: it is no regular file, or cannot be read.
+          tf.errors.OpError, OSError: it cannot be written.
         """
         path = metrics_path(model_dir)
-        lines = read_lines(path)
-        kept = _select(lines, path=path, last_step=last_step)
-        for line in lines:
-            if line.record is None:
-                logging.warning(
-                    "%s: line %d was cut off and is dropped", path, line.number
-                )
-                break
-        _rewrite(path, (text for text, _ in kept))
+        kept = _rewrite(path, lambda record: record["step"] <= last_step)
         self.evaluated: dict[int, float | None] = {
             record["step"]: record.get("accuracy")
-            for _, record in kept
+            for record in kept
             if record["kind"] == "eval"
         }
         self._file = AppendedFile(path, so=SO)
@@ -181,38 +178,42 @@ class JsonLinesWriter:
         self._file.close()
 
 
-def _select(
-    lines: Iterable[Line], *, path: str, last_step: int
-) -> list[tuple[bytes, dict[str, Any]]]:
-    """Returns text and record of the lines that stay when a run goes on from a step.
+def _rewrite(path: str, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Drops records from the file, and lines that are none; returns those that stay.
 
-    What a kill or a power failure damaged was not yet followed by a checkpoint, and so
-    lies after every record that is to stay.
-
-    Raises:
-      InputError: there is damage before one of these.
+    What a kill or a power failure cut off was not yet followed by a checkpoint, and so
+    lies after every record that is to stay. Damage before one has another cause: then
+    the file as it was is kept under another name.
     """
-    kept: list[tuple[bytes, dict[str, Any]]] = []
+    lines = read_lines(path)
+    kept: list[Line] = []
     damaged: Line | None = None
+    is_old_damage = False
     for line in lines:
         if line.record is None:
             damaged = damaged or line
-        elif line.record["step"] <= last_step:
-            if damaged:
-                raise InputError(
-                    f"{path}: line {damaged.number} is not a metrics record: found "
-                    f"{damaged.text[:60]!r}"
-                )
-            kept.append((line.text.removesuffix(b"\n") + b"\n", line.record))
-    return kept
-
-
-def _rewrite(path: str, lines: Iterable[bytes]) -> None:
-    """Leaves these lines in the file, which is not touched if it holds them already."""
-    content = b"".join(lines)
-    if tf.io.gfile.exists(path):
-        with tf.io.gfile.GFile(path, "rb") as file:
-            if file.read() == content:
-                return
+        elif keep(line.record):
+            kept.append(line)
+            is_old_damage = damaged is not None
+    content = b"".join(line.text.removesuffix(b"\n") + b"\n" for line in kept)
+    if damaged and is_old_damage:
+        aside = _free_path(f"{path}.damaged")
+        with replacing(aside) as file:
+            file.write(b"".join(line.text for line in lines))
+        logging.warning(
+            "%s: line %d is no record and is dropped: %r; the file as it was is %s now",
+            *(path, damaged.number, damaged.text[:60], aside),
+        )
+    elif damaged:
+        logging.warning("%s: line %d was cut off and is dropped", path, damaged.number)
+    if content != b"".join(line.text for line in lines):
         with replacing(path) as file:
             file.write(content)
+    return [line.record for line in kept if line.record]
+
+
+def _free_path(path: str) -> str:
+    number, free = 2, path
+    while tf.io.gfile.exists(free):
+        number, free = number + 1, f"{path}-{number}"
+    return free

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from mnist_dist.files.durable import remove_unfinished, reporting_errors, sync
 from mnist_dist.run.event_files import EventFileWriter
+from mnist_dist.run.lock import RunLock
 from mnist_dist.run.metric_writer import MetricWriter
 from mnist_dist.run.metrics import SO, JsonLinesWriter, create_record
 
@@ -28,6 +29,7 @@ class RunLog:
         model_dir: str,
         *,
         resume_step: int = 0,
+        lock: RunLock | None = None,
         writers: Sequence[MetricWriter] = (),
     ) -> None:
         """Drops every point past `resume_step`, then opens the files for appending.
@@ -35,13 +37,15 @@ class RunLog:
         Args:
           model_dir: of the run.
           resume_step: from which the run goes on.
+          lock: of the run; before each write it is checked that the run is where it was.
           writers: more that take the metrics; `close` closes them.
 
         Raises:
-          InputError: `metrics.jsonl` is damaged before a record that is to stay.
+          InputError: a file of the run is none, as a named pipe, or cannot be read.
           RunError: the disk is full, or a file cannot be read or written.
         """
         self._first_step = resume_step + 1
+        self._lock = lock
         with reporting_errors(model_dir, so=SO):
             tf.io.gfile.makedirs(model_dir)
             remove_unfinished(model_dir, is_mine=True)
@@ -93,6 +97,7 @@ class RunLog:
         """Records a text for the first step that it holds for."""
         # What a command line held that is not UTF-8 is shown escaped.
         markdown = markdown.encode(errors="backslashreplace").decode()
+        self._check_place()
         for writer in self._writers:
             writer.write_text(name, markdown, step=self._first_step)
 
@@ -109,7 +114,11 @@ class RunLog:
         return next(reversed(self._evaluated.values()), None)
 
     def flush(self) -> None:
-        """Returns when everything written would outlast a power failure."""
+        """Returns when everything written would outlast a power failure.
+
+        A checkpoint is written after it: that the run is where it was is checked too.
+        """
+        self._check_place()
         for writer in self._writers:
             writer.flush()
 
@@ -118,6 +127,10 @@ class RunLog:
         with contextlib.ExitStack() as each:  # also those after one that fails
             for writer in self._writers:
                 each.callback(writer.close)
+
+    def _check_place(self) -> None:
+        if self._lock:
+            self._lock.check()
 
     def _write_scalars(
         self,
@@ -128,6 +141,7 @@ class RunLog:
         epoch: float,
         details: Mapping[str, object],
     ) -> dict[str, Any]:
+        self._check_place()
         now = time.time()
         for writer in self._writers:
             writer.write_scalars(

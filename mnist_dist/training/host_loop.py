@@ -276,7 +276,7 @@ class TrainingRun:
                 self.log.close()
 
     def _open_directory(self, arrays: Arrays | None) -> None:
-        check_metrics(self.model_dir, last_step=self.step)  # before anything changes
+        check_metrics(self.model_dir)  # before anything changes
         directories = checkpoint_dir(self.model_dir), best_dir(self.model_dir)
         for directory in directories:
             with reporting_errors(directory, so="the checkpoints in it are intact"):

@@ -1,7 +1,6 @@
 """What a run begins with: where it left off, weights from elsewhere, or nothing."""
 
 from collections.abc import Mapping
-from typing import BinaryIO
 
 import keras
 import tensorflow as tf
@@ -10,6 +9,7 @@ from absl import logging
 from mnist_dist.files.arrays import Arrays, Specs
 from mnist_dist.layer_weights import transplant
 from mnist_dist.run import checkpoint_choice, config, directory
+from mnist_dist.run.lock import RunLock, open_for_writing
 
 
 def claim_run(
@@ -23,7 +23,7 @@ def claim_run(
     override_config: bool,
     init_from: str | None,
     dry_run: bool,
-) -> tuple[Arrays | None, BinaryIO | None]:
+) -> tuple[Arrays | None, RunLock | None]:
     """Makes this process the writer of a run, and finds what the run begins with.
 
     Nothing is changed before all is known to be right, and in a dry run nothing at
@@ -54,10 +54,10 @@ def claim_run(
     """
     if config.is_restart(model_dir):
         restore, overwrite = "auto", False
-    lock = None
+    lock: RunLock | None = None
     # A directory that is not there yet is made once nothing is wrong any more.
     if tf.io.gfile.isdir(model_dir) and not dry_run:
-        lock = directory.open_for_writing(model_dir)
+        lock = open_for_writing(model_dir)
     directory.check_directory(model_dir, flag="--model_dir")
     directory.check_contents(model_dir)
     arrays = None
@@ -74,7 +74,7 @@ def claim_run(
         print(transplant.describe_fit(fit), flush=True)
         arrays = transplant.initial_arrays(fit)
     if not dry_run:
-        lock = lock or directory.open_for_writing(model_dir)
+        lock = lock or open_for_writing(model_dir)
         if overwrite:
             directory.delete_run(model_dir)
     return arrays, lock

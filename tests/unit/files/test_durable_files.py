@@ -1,6 +1,9 @@
+import errno
+import fcntl
 import os
 import signal
 import socket
+import time
 
 import pytest
 import tensorflow as tf
@@ -8,13 +11,13 @@ import tensorflow as tf
 from mnist_dist.files import durable
 from mnist_dist.files.durable import (
     list_names,
+    list_unfinished,
     publishing,
     remove,
     remove_unfinished,
     replacing,
+    staging_folder,
 )
-
-DEAD = 2**22 + 1  # no process has this number
 
 
 class Broken(Exception):
@@ -114,6 +117,7 @@ def test_folder_that_cannot_be_replaced_is_put_back(tmp_path, monkeypatch):
             raise OSError("no")
         rename(source, target)
 
+    monkeypatch.setattr(durable, "_exchange", lambda first, second: False)
     monkeypatch.setattr(os, "rename", fail_once)
     with pytest.raises(OSError, match="no"), publishing(path) as staging:
         write_folder(staging, file=b"new")
@@ -121,8 +125,40 @@ def test_folder_that_cannot_be_replaced_is_put_back(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["1"]
 
 
+def test_folder_that_is_replaced_is_there_at_every_moment(tmp_path, monkeypatch):
+    path, exchange = f"{tmp_path}/1", durable._exchange
+    write_folder(path, file=b"old")
+    swapped = []
+
+    def note_exchange(first, second):
+        swapped.append(exchange(first, second))
+        assert read(f"{path}/file") == b"new"
+        return swapped[-1]
+
+    def fail(source, target):
+        raise AssertionError("a second step")
+
+    monkeypatch.setattr(durable, "_exchange", note_exchange)
+    monkeypatch.setattr(os, "rename", fail)
+    with publishing(path) as staging:
+        write_folder(staging, file=b"new")
+    assert swapped == [True]
+    assert os.listdir(tmp_path) == ["1"]
+
+
+def in_a_process_that_is_killed(function):
+    """Runs `function` in a fork that ends as SIGKILL ends it, at the end at latest."""
+    child = os.fork()
+    if not child:
+        try:
+            function()
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
 @pytest.mark.parametrize("num_renames", [0, 1, 2])
-def test_killed_while_it_replaces_a_folder_leaves_the_old_or_the_new(
+def test_killed_while_it_replaces_a_folder_in_two_steps_leaves_the_old_or_the_new(
     num_renames, tmp_path, monkeypatch
 ):
     path, rename = f"{tmp_path}/1", os.rename
@@ -135,17 +171,14 @@ def test_killed_while_it_replaces_a_folder_leaves_the_old_or_the_new(
         rename(source, target)
         renamed.append(target)
 
-    child = os.fork()
-    if not child:
-        try:
-            monkeypatch.setattr(os, "rename", rename_until_killed)
-            monkeypatch.setattr(durable, "remove", lambda path: None)
-            with publishing(path) as staging:
-                write_folder(staging, file=b"new")
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == (1 if num_renames == 2 else -9)
+    def replace():
+        monkeypatch.setattr(durable, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(os, "rename", rename_until_killed)
+        monkeypatch.setattr(durable, "remove", lambda path: None)
+        with publishing(path) as staging:
+            write_folder(staging, file=b"new")
+
+    in_a_process_that_is_killed(replace)
     assert os.path.isdir(path) == (num_renames != 1)
     remove_unfinished(str(tmp_path), is_mine=False)
     assert os.listdir(tmp_path) == ["1"]
@@ -191,24 +224,85 @@ def test_of_a_link_the_link_alone_is_removed(tmp_path):
     assert read(tmp_path / "precious" / "file") == b"x"
 
 
-def test_leftovers_of_others_go_only_where_nobody_else_writes(tmp_path):
-    host = socket.gethostname()
-    dead = [f".writing-{host}-{DEAD}", f".writing-{host}-{DEAD}.old:notes"]
-    others = [f".writing-{host}-{os.getppid()}", f".writing-elsewhere-{DEAD}"]
-    for name in (*dead, *others, "notes"):
-        (tmp_path / name).mkdir()
+def leave_staging(directory):
+    """Leaves what a writer that is killed leaves."""
+
+    def write():
+        with staging_folder(str(directory)) as folder:
+            write_folder(f"{folder}/half", file=b"x")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    in_a_process_that_is_killed(write)
+    (left,) = list_unfinished(str(directory))
+    return left
+
+
+def test_leftover_of_a_dead_writer_goes_when_the_next_one_publishes(tmp_path):
+    left = leave_staging(tmp_path)
+    with replacing(f"{tmp_path}/file") as file:
+        assert not os.path.exists(left)
+        file.write(b"x")
+    assert os.listdir(tmp_path) == ["file"]
+    left = leave_staging(tmp_path)
     remove_unfinished(str(tmp_path), is_mine=False)
-    assert sorted(os.listdir(tmp_path)) == sorted([*others, "notes"])
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_writers_of_one_host_name_and_process_number_leave_each_other_alone(
+    tmp_path, monkeypatch
+):
+    # As two containers do, each of which is process 1.
+    monkeypatch.setattr(socket, "gethostname", lambda: "same")
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with publishing(f"{tmp_path}/1") as first:
+        write_folder(first, file=b"first")
+        with publishing(f"{tmp_path}/2") as second:
+            remove_unfinished(str(tmp_path), is_mine=False)
+            assert os.path.exists(first)
+            write_folder(second, file=b"second")
+    assert read(f"{tmp_path}/1/file") == b"first"
+    assert read(f"{tmp_path}/2/file") == b"second"
+
+
+def test_where_there_are_no_locks_the_old_go(tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    young, old, busy, foreign = (tmp_path / f".writing-{n}" for n in range(4))
+    for folder in (young, old, busy, foreign):
+        folder.mkdir()
+    for folder in (young, old, busy):
+        (folder / ".lock").touch()
+    (busy / "file").touch()
+    long_ago = time.time() - 25 * 3600
+    for path in (old, old / ".lock", busy, busy / ".lock"):
+        os.utime(path, (long_ago, long_ago))
+    remove_unfinished(str(tmp_path), is_mine=False)
+    assert sorted(tmp_path.iterdir()) == [young, busy, foreign]
     remove_unfinished(str(tmp_path), is_mine=True)
-    assert os.listdir(tmp_path) == ["notes"]
+    assert os.listdir(tmp_path) == []
     remove_unfinished(str(tmp_path / "nothing"), is_mine=True)
 
 
-def test_what_a_process_of_the_same_number_left_is_not_published(tmp_path):
-    write_folder(tmp_path / f".writing-{socket.gethostname()}-{os.getpid()}", half=b"x")
+def test_writer_whose_folder_was_taken_for_an_abandoned_one_makes_another(
+    tmp_path, monkeypatch
+):
+    flock, taken = fcntl.flock, []
+
+    def remove_before(lock, operation):
+        if not taken:
+            taken.append(lock.name)
+            monkeypatch.setattr(fcntl, "flock", flock)
+            remove_unfinished(str(tmp_path), is_mine=False)
+            assert os.listdir(tmp_path) == []
+        flock(lock, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_before)
     with publishing(f"{tmp_path}/1") as staging:
-        write_folder(f"{staging}/sub", file=b"x")
-    assert os.listdir(tmp_path / "1") == ["sub"]
+        assert os.path.dirname(staging) != os.path.dirname(taken[0])
+        write_folder(staging, file=b"x")
+    assert os.listdir(tmp_path) == ["1"]
 
 
 def test_names_are_listed_whatever_their_bytes(tmp_path):

@@ -11,6 +11,7 @@ import tensorflow as tf
 from full_disk import file_size_limit
 
 from mnist_dist.errors import InputError, RunError
+from mnist_dist.files import durable
 from mnist_dist.files.durable import remove_unfinished
 from mnist_dist.run import checkpoints
 from mnist_dist.run.checkpoint_choice import load_restored
@@ -231,7 +232,7 @@ def kill_before_index(monkeypatch, directory, arrays, *, step):
 
     with monkeypatch.context() as patch:
         patch.setattr(tf.io.gfile, "rename", rename_all_but_index)
-        patch.setattr(checkpoints, "remove", lambda path: None)
+        patch.setattr(durable, "remove", lambda path: None)
         with pytest.raises(Killed):
             checkpoints.save_checkpoint(arrays, directory=directory, step=step)
 
@@ -259,7 +260,7 @@ def test_save_over_another_killed_before_its_index_is_completed(directory, monke
 
 
 def test_save_killed_before_any_rename_is_not_completed(directory, monkeypatch):
-    monkeypatch.setattr(checkpoints, "remove", lambda path: None)
+    monkeypatch.setattr(durable, "remove", lambda path: None)
     monkeypatch.setattr(checkpoints, "sync", lambda path: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         checkpoints.save_checkpoint(ARRAYS, directory=directory, step=4)

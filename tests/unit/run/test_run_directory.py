@@ -1,7 +1,4 @@
-import errno
-import fcntl
 import os
-import threading
 
 import numpy as np
 import pytest
@@ -14,8 +11,6 @@ from mnist_dist.run.directory import (
     check_contents,
     checkpoint_dir,
     delete_run,
-    is_being_written,
-    open_for_writing,
 )
 from mnist_dist.run.history import list_run_checkpoints
 
@@ -33,48 +28,6 @@ def run(tmp_path):
         )
     writer.close()
     return str(tmp_path)
-
-
-def test_second_writer_is_told_who_the_first_is(tmp_path):
-    with open_for_writing(str(tmp_path)):
-        with pytest.raises(InputError, match=f"being written by process {os.getpid()}"):
-            open_for_writing(str(tmp_path))
-        (tmp_path / ".lock").write_bytes(b"\xff\xfe")
-        with pytest.raises(InputError, match="being written by"):
-            open_for_writing(str(tmp_path))
-    open_for_writing(str(tmp_path)).close()
-
-
-def test_who_looks_whether_a_run_is_written_does_not_keep_others_from_it(tmp_path):
-    assert not is_being_written(str(tmp_path / "nothing"))
-    with open_for_writing(str(tmp_path)):
-        assert is_being_written(str(tmp_path))
-    assert not is_being_written(str(tmp_path))
-    look = open(tmp_path / ".lock", "rb")  # noqa: SIM115
-    fcntl.flock(look, fcntl.LOCK_SH)
-    threading.Timer(0.03, look.close).start()
-    open_for_writing(str(tmp_path)).close()
-
-
-def test_disk_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
-    def refuse(file, operation):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    open_for_writing(str(tmp_path)).close()
-    (record,) = caplog.records
-    assert f"{tmp_path} cannot be locked (No locks available)" in record.message
-
-
-@pytest.mark.parametrize("name", ["file", "file/below", "\udcff", "lock"])
-def test_directory_that_cannot_be_is_named(tmp_path, name):
-    (tmp_path / "file").touch()
-    (tmp_path / "lock" / ".lock").mkdir(parents=True)
-    path = str(tmp_path / name)
-    with pytest.raises(
-        InputError, match=r"--model_dir: found .*, expected a directory"
-    ):
-        open_for_writing(path)
 
 
 def test_run_is_deleted_but_nothing_that_it_links_to(run, tmp_path_factory):
@@ -162,14 +115,16 @@ def test_folders_that_are_no_run_of_ours_are_refused(tmp_path):
 def test_file_for_a_folder_and_the_reverse_are_refused(name, tmp_path):
     path = tmp_path / name
     path.write_text("") if name == "checkpoints" else path.mkdir()
-    with pytest.raises(InputError, match=rf"found \S+/{name}, expected a f"):
+    with pytest.raises(
+        InputError, match=rf"found a f\S+ at \S+/{name}, expected a f\S+ or nothing"
+    ):
         check_contents(str(tmp_path))
 
 
-def test_run_whose_writer_was_killed_is_completed_by_the_next(run):
-    index = f"{run}/checkpoints/ckpt-3.index"
-    os.mkdir(f"{run}/checkpoints/.writing-host-1")
-    os.rename(index, f"{run}/checkpoints/.writing-host-1/ckpt-3.index")
-    assert list_checkpoints(checkpoint_dir(run)) == [2, 1]
-    with open_for_writing(run):
-        assert list_checkpoints(checkpoint_dir(run)) == [3, 2, 1]
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "best", "train", "export", "config.json", "metrics.jsonl"]
+)
+def test_link_in_place_of_a_part_of_the_run_is_refused(name, tmp_path):
+    (tmp_path / name).symlink_to("/tmp")
+    with pytest.raises(InputError, match=rf"found a link at \S+/{name}, expected a f"):
+        check_contents(str(tmp_path))

@@ -4,8 +4,10 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
+import struct
 import tempfile
 import time
 from pathlib import Path
@@ -21,10 +23,12 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
 )
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
 from tensorflow import make_ndarray
 
 from mnist_dist.errors import InputError, RunError
 from mnist_dist.files import durable
+from mnist_dist.run.lock import open_for_writing
 from mnist_dist.run.run_log import RunLog
 
 NO_LIMIT = {"scalars": 0, "text": 0}  # points that TensorBoard is to keep
@@ -321,16 +325,42 @@ def test_last_record_without_its_newline_is_not_glued_to_the_next(
     assert_same_log(tmp_path, undisturbed)
 
 
-def test_damage_in_the_middle_is_an_error_that_names_the_line(tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"garbage",
+        b"[" * 100_000,
+        b'{"kind": "train", "step": true}',
+        b'{"kind": "train", "step": -1}',
+        b'{"kind": "eval", "step": 1, "accuracy": "high"}',
+        b'{"kind": "eval", "step": 1, "accuracy": 1e9}',
+        b'{"kind": "train", "step": 1, "loss": NaN}',
+        b'{"kind": "train", "step": 1' + b"0" * 5000 + b"}",
+    ],
+)
+def test_old_damage_does_not_stop_a_run_and_is_kept(tmp_path, caplog, damage):
     first, second = ({"kind": "train", "step": step} for step in (1, 2))
-    text = f"{json.dumps(first)}\ngarbage\n{json.dumps(second)}\n"
-    (tmp_path / "metrics.jsonl").write_text(text)
-    with pytest.raises(InputError, match=r"metrics.jsonl: line 2 .* b'garbage"):
-        RunLog(str(tmp_path), resume_step=5)
-    assert (tmp_path / "metrics.jsonl").read_text() == text
-    # What is dropped anyway may be damaged.
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps(first).encode(), damage, json.dumps(second).encode()]
+    for number, aside in enumerate(
+        ["metrics.jsonl.damaged", "metrics.jsonl.damaged-2"]
+    ):
+        path.write_bytes(b"\n".join(lines))
+        write_run(tmp_path, steps=[], resume_step=5)
+        assert path.read_bytes() == lines[0] + b"\n" + lines[2] + b"\n"
+        assert (tmp_path / aside).read_bytes() == b"\n".join(lines)
+        message = caplog.records[number].message
+        assert f"{path}: line 2 is no record and is dropped: b'" in message
+        assert message.endswith(f"the file as it was is {tmp_path / aside} now")
+        assert len(message) < 1000
+
+
+def test_damage_after_what_stays_is_dropped(tmp_path):
+    first = json.dumps({"kind": "train", "step": 1})
+    (tmp_path / "metrics.jsonl").write_text(f'{first}\ngarbage\n{{"kind": "train"')
     write_run(tmp_path, steps=[], resume_step=1)
-    assert (tmp_path / "metrics.jsonl").read_text() == json.dumps(first) + "\n"
+    assert (tmp_path / "metrics.jsonl").read_text() == first + "\n"
+    assert not list(tmp_path.glob("*damaged*"))
 
 
 @pytest.mark.parametrize("cut", [1, 4, 15, 40])
@@ -377,6 +407,99 @@ def test_files_that_are_no_event_files_are_no_hindrance(tmp_path, caplog):
     write_run(tmp_path, steps=[], resume_step=6)
     assert f"{train}/tfevents.records is damaged from byte 0" in caplog.text
     assert len(caplog.records) == 1
+
+
+def test_event_file_that_claims_what_it_cannot_hold_is_damaged(tmp_path, caplog):
+    write_run(tmp_path, steps=range(1, 4))
+    (path,) = (p for p in event_files(tmp_path) if p.parent.name == "train")
+    whole = path.stat().st_size
+    with path.open("ab") as file:
+        RecordWriter(file).write(b"x" * 100)
+    data = bytearray(path.read_bytes())
+    claim = struct.pack("<Q", 1 << 40)
+    data[whole : whole + 12] = claim + struct.pack("<I", masked_crc32c(claim))
+    path.write_bytes(data)
+    write_run(tmp_path, steps=range(2, 4), resume_step=1)
+    assert f"{path} is damaged from byte {whole} on" in caplog.text
+    assert [step for step, _ in points(tmp_path)["train", "loss"]] == [1, 2, 3]
+
+
+def make_pipe(path):
+    os.mkfifo(path)
+
+
+def make_link_to_device(path):
+    path.symlink_to("/dev/zero")
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "kind"),
+    [
+        ("metrics.jsonl", make_pipe, "a named pipe"),
+        ("metrics.jsonl", make_link_to_device, "a device"),
+        ("train/events.out.tfevents.1.v2", make_pipe, "a named pipe"),
+        ("eval/events.out.tfevents.1.v2", make_socket, "a socket"),
+    ],
+)
+def test_what_is_no_file_is_refused_as_what_it_is(tmp_path, name, make, kind):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    make(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name}: found {kind}, expected a regular"):
+        RunLog(str(tmp_path))
+
+
+def test_records_are_not_written_through_a_link(tmp_path):
+    outside = tmp_path / "precious"
+    outside.write_text("")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").symlink_to(outside)
+    with pytest.raises(
+        InputError, match=r"metrics.jsonl: found a link, expected a reg"
+    ):
+        write_run(run, steps=[1])
+    assert outside.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "do"), [("metrics.jsonl", os.remove), ("train", shutil.rmtree)]
+)
+def test_files_that_go_in_mid_run_are_missed_at_once(tmp_path, name, do):
+    log = RunLog(str(tmp_path))
+    write(log, [1])
+    do(tmp_path / name)
+    for act in (lambda: write(log, [2]), log.flush):
+        with pytest.raises(RunError, match=rf"{name}\S* was moved or deleted while it"):
+            act()
+    with pytest.raises(RunError, match=r"was moved or deleted"):
+        log.close()
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_run_that_is_moved_is_written_no_more(tmp_path, is_replaced):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    lock = open_for_writing(str(run))
+    log = RunLog(str(run), lock=lock)
+    write(log, [1])
+    run.rename(elsewhere)
+    if is_replaced:
+        open_for_writing(str(run)).close()
+        write_run(run, steps=[1])
+    before = contents(tmp_path)
+    for act in (lambda: write(log, [2]), log.flush, lambda: log.write_text("a", "b")):
+        with pytest.raises(
+            RunError, match=rf"{run} was moved or deleted while the run"
+        ):
+            act()
+    with pytest.raises(RunError):
+        log.close()
+    assert contents(tmp_path) == before
+    assert is_replaced or not run.exists()
 
 
 def test_record_without_end_is_dropped(tmp_path):
