@@ -9,7 +9,7 @@ import tensorflow as tf
 from forked import ForkServer
 
 from mnist_dist.data import load_dataset
-from mnist_dist.device.strategy import split_cpu
+from mnist_dist.device.devices import split_cpu
 
 split_cpu(4)
 

@@ -113,6 +113,12 @@ def find_cluster(
     return Cluster("no cluster")
 
 
+def hides_all_gpus(environ: Mapping[str, str]) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES is there and names no GPU: the CPU is meant."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    return visible is not None and visible.strip() in ("", "-1", "NoDevFiles")
+
+
 def split_address(address: str) -> tuple[str, int]:
     """Splits `host:port` (an IPv6 host in brackets).
 

@@ -12,6 +12,7 @@ from absl import logging
 from mnist_dist.cluster.exit_timer import exits_unless_done_within
 from mnist_dist.cluster.meeting import meet_peers
 from mnist_dist.cluster.membership import Cluster, split_address
+from mnist_dist.device import devices
 from mnist_dist.errors import EXIT_STOPPED, InputError, PeerError
 
 # TensorFlow listens on all interfaces, whatever address it is given.
@@ -48,8 +49,8 @@ def create_strategy(
 ) -> tf.distribute.Strategy:
     """Chooses devices and builds the strategy over them.
 
-    Must come before anything else that starts TensorFlow's runtime. With several
-    workers TensorFlow puts a handler of its own in the place of SIGTERM's: a
+    Once TensorFlow's runtime has started, the devices are those that it started with,
+    and several workers are out of reach. With several workers TensorFlow puts a handler of its own in the place of SIGTERM's: a
     `StopRequest` listens only after this.
 
     Args:
@@ -63,95 +64,56 @@ def create_strategy(
       num_gpus: GPUs that this worker uses; -1 is all, or its share of those of the
         host where they are not this worker's alone; 0 is the CPU.
       logical_cpus: splits the CPU into so many devices, which tests use to run
-        several replicas without a GPU.
+        several replicas without a GPU; more than 1 hides all GPUs.
       all_reduce_alg: `auto`, `nccl` (GPUs), `hierarchical_copy` (one worker) or
         `ring` (several).
       deterministic: use only kernels that always give the same bits.
 
     Raises:
-      InputError: devices asked for are not there, or a worker was started otherwise.
+      InputError: devices asked for are not there, or the driver's GPUs cannot be used;
+        a worker was started otherwise; or TensorFlow has started in this process with
+        other devices, or as a worker.
       PeerError: a worker did not come in time.
     """
-    gpus = share_of_host(tf.config.list_physical_devices("GPU"), cluster, num_gpus)
-    if num_gpus > len(gpus):
-        raise InputError(f"--num_gpus: found {num_gpus}, expected at most {len(gpus)}")
-    gpus = gpus if num_gpus < 0 else gpus[:num_gpus]
+    devices.check_can_start(num_workers=cluster.num_workers)
+    gpus = devices.choose_gpus(cluster, num_gpus=num_gpus, logical_cpus=logical_cpus)
     check_all_reduce(
         all_reduce_alg, num_workers=cluster.num_workers, num_gpus=len(gpus)
     )
-    tf.config.set_visible_devices(gpus, "GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if logical_cpus > 1:
-        split_cpu(logical_cpus)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-
-    if cluster.num_workers > 1:
-        if name not in ("auto", "multi_worker_mirrored"):
-            raise InputError(
-                f"--distribution_strategy: found {name!r} for {cluster.num_workers} "
-                "workers, expected auto or multi_worker_mirrored"
-            )
-        if logical_cpus > 1:
-            raise InputError(
-                f"--logical_cpus: found {logical_cpus} for {cluster.num_workers} "
-                "workers, expected 1: each worker has one CPU"
-            )
-        meet_peers(
-            cluster,
-            greeting={**(greeting or {}), "number of GPUs": len(gpus)},
-            timeout=cluster_timeout,
-            is_stopping=is_stopping,
+    if cluster.num_workers == 1:
+        return _one_worker_strategy(
+            name,
+            num_gpus=len(gpus),
+            logical_cpus=logical_cpus,
+            all_reduce_alg=all_reduce_alg,
         )
-        if cluster.is_chief:
-            logging.warning(PORT_WARNING)
-        with exits_unless_done_within(cluster_timeout, code=EXIT_STOPPED):
-            return _multi_worker_strategy(
-                cluster,
-                num_gpus=len(gpus),
-                all_reduce_alg=all_reduce_alg,
-                peer_timeout=peer_timeout,
-            )
-    if gpus and logical_cpus == 1:
-        devices = [device.name for device in tf.config.list_logical_devices("GPU")]
-    else:
-        devices = [f"/device:CPU:{i}" for i in range(logical_cpus)]
-    if name == "auto":
-        name = "mirrored" if len(devices) > 1 else "one_device"
-    if name == "one_device":
-        return tf.distribute.OneDeviceStrategy(devices[0])
-    if name == "mirrored":
-        return tf.distribute.MirroredStrategy(
-            devices,
-            cross_device_ops=_cross_device_ops(
-                all_reduce_alg, is_cpu="CPU" in devices[0]
-            ),
-        )
-    raise InputError(
-        f"--distribution_strategy: found {name!r} for one worker, expected auto, "
-        "one_device or mirrored"
-    )
-
-
-def share_of_host(
-    gpus: list[tf.config.PhysicalDevice], cluster: Cluster, num_gpus: int
-) -> list[tf.config.PhysicalDevice]:
-    """Returns this worker's share of the GPUs that several workers of its host see.
-
-    Raises:
-      InputError: there are fewer than workers.
-    """
-    peers = cluster.host_peers
-    if cluster.has_own_gpus or len(peers) == 1 or not gpus or num_gpus == 0:
-        return gpus
-    share = len(gpus) // len(peers)
-    if not share:
+    if name not in ("auto", "multi_worker_mirrored"):
         raise InputError(
-            f"--num_gpus: found {len(gpus)} GPUs for {len(peers)} workers of this "
-            "host, expected one for each, or --num_gpus=0"
+            f"--distribution_strategy: found {name!r} for {cluster.num_workers} "
+            "workers, expected auto or multi_worker_mirrored"
         )
-    return gpus[peers.index(cluster.rank) * share :][:share]
+    if logical_cpus > 1:
+        raise InputError(
+            f"--logical_cpus: found {logical_cpus} for {cluster.num_workers} "
+            "workers, expected 1: each worker has one CPU"
+        )
+    meet_peers(
+        cluster,
+        greeting={**(greeting or {}), "number of GPUs": len(gpus)},
+        timeout=cluster_timeout,
+        is_stopping=is_stopping,
+    )
+    if cluster.is_chief:
+        logging.warning(PORT_WARNING)
+    with exits_unless_done_within(cluster_timeout, code=EXIT_STOPPED):
+        return _multi_worker_strategy(
+            cluster,
+            num_gpus=len(gpus),
+            all_reduce_alg=all_reduce_alg,
+            peer_timeout=peer_timeout,
+        )
 
 
 def check_all_reduce(name: str, *, num_workers: int, num_gpus: int) -> None:
@@ -226,14 +188,6 @@ def leave_together(strategy: tf.distribute.Strategy, *, code: int) -> None:
         _from_chief(strategy, np.zeros(1, np.int64))
 
 
-def split_cpu(num_devices: int) -> None:
-    """Makes the CPU `num_devices` logical devices; raises if TensorFlow has started."""
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(
-        cpu, [tf.config.LogicalDeviceConfiguration()] * num_devices
-    )
-
-
 def device_type(strategy: tf.distribute.Strategy) -> str:
     """Returns `CPU` or `GPU`, what the replicas run on."""
     device = strategy.extended.worker_devices[0]
@@ -250,6 +204,28 @@ def _bypass_proxies(cluster: Cluster, environ: MutableMapping[str, str]) -> None
     before = environ.get("no_grpc_proxy") or environ.get("no_proxy")
     exempt = [*(before.split(",") if before else []), *hosts]
     environ["no_grpc_proxy"] = ",".join(dict.fromkeys(exempt))
+
+
+def _one_worker_strategy(
+    name: str, *, num_gpus: int, logical_cpus: int, all_reduce_alg: str
+) -> tf.distribute.Strategy:
+    if num_gpus:
+        names = [device.name for device in tf.config.list_logical_devices("GPU")]
+    else:
+        names = [f"/device:CPU:{i}" for i in range(logical_cpus)]
+    if name == "auto":
+        name = "mirrored" if len(names) > 1 else "one_device"
+    if name == "one_device":
+        return tf.distribute.OneDeviceStrategy(names[0])
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy(
+            names,
+            cross_device_ops=_cross_device_ops(all_reduce_alg, is_cpu=not num_gpus),
+        )
+    raise InputError(
+        f"--distribution_strategy: found {name!r} for one worker, expected auto, "
+        "one_device or mirrored"
+    )
 
 
 def _multi_worker_strategy(

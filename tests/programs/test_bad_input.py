@@ -94,6 +94,21 @@ def refuse(run):
     return refuse
 
 
+# Devices.
+
+
+@pytest.mark.parametrize(
+    "command", [["train", "--model_dir=HERE/run"], ["evaluate", "--model_dir=GOOD/run"]]
+)
+def test_gpus_that_tensorflow_cannot_use(command, refuse, fork_server, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-5d5b)'\n")
+    program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    words = ["found GPUs on this host (1 NVIDIA H100)", "or --num_gpus=0 for the CPU"]
+    refuse(*command, words=words, environment=environment)
+
+
 # Data sets.
 
 IDX_FILES = {

@@ -4,10 +4,12 @@ import os
 import time
 
 import pytest
+import tensorflow as tf
 
 from mnist_dist.cluster.membership import Cluster
 from mnist_dist.device import strategy
-from mnist_dist.device.strategy import check_all_reduce, share_of_host
+from mnist_dist.device.devices import share_of_host
+from mnist_dist.device.strategy import check_all_reduce
 from mnist_dist.errors import InputError
 
 HOSTS = ("a:1", "b:1", "a:2", "a:3")
@@ -34,6 +36,25 @@ def test_gpus_of_a_workers_own_are_all_its_own():
 def test_worker_alone_has_all():
     cluster = Cluster("test", has_own_gpus=False)
     assert share_of_host(["GPU:0", "GPU:1"], cluster, -1) == ["GPU:0", "GPU:1"]
+
+
+@pytest.mark.parametrize("logical_cpus", [1, 2, 4])
+def test_devices_that_tensorflow_has_started_with_serve_again(logical_cpus):
+    for _ in range(2):
+        created = strategy.create_strategy(logical_cpus=logical_cpus, num_gpus=0)
+        assert created.num_replicas_in_sync == logical_cpus
+
+
+def test_what_tensorflow_fixes_when_it_starts_is_named():
+    tf.constant(0)
+    with pytest.raises(InputError) as error:
+        strategy.create_strategy(logical_cpus=8)
+    assert str(error.value) == (
+        "--logical_cpus: found 8, but TensorFlow has started in this process with 4, "
+        "which stays so until the process ends; expected the same, or a new process"
+    )
+    with pytest.raises(InputError, match="started in this process as one worker"):
+        strategy.create_strategy(cluster=Cluster("test", ("a:1", "b:1")))
 
 
 def test_fewer_gpus_than_workers_of_a_host_are_refused_unless_none_is_asked_for():

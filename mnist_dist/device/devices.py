@@ -1,0 +1,123 @@
+"""Which devices this process computes on: TensorFlow fixes them when it starts."""
+
+import contextlib
+
+import tensorflow as tf
+from tensorflow.python.eager import context  # no public way to tell that it has started
+
+from mnist_dist.cluster.membership import Cluster
+from mnist_dist.device.missing_gpus import explain_missing_gpus
+from mnist_dist.errors import InputError
+
+_STAYS = "which stays so until the process ends; expected the same, or a new process"
+
+
+def check_can_start(*, num_workers: int) -> None:
+    """Checks that this process may begin a run with so many workers.
+
+    Raises:
+      InputError: it has been a worker of another run, or TensorFlow has started and
+        now is to be one of several workers.
+    """
+    if context.context()._collective_ops_server_def is not None:
+        raise InputError(
+            "this process has been one of several workers, which TensorFlow cannot "
+            "leave; expected a new process for another run"
+        )
+    if num_workers > 1 and _has_started():
+        raise InputError(
+            f"several workers: TensorFlow has started in this process as one worker, "
+            f"{_STAYS}"
+        )
+
+
+def choose_gpus(
+    cluster: Cluster, *, num_gpus: int, logical_cpus: int
+) -> list[tf.config.PhysicalDevice]:
+    """Hides from TensorFlow all GPUs but those that this worker uses; splits the CPU.
+
+    Args:
+      cluster: the workers of the run, of which some may share this host's GPUs.
+      num_gpus: how many to use; -1 is all, or this worker's share; 0 is the CPU.
+      logical_cpus: devices to make of the CPU; more than 1 uses no GPU.
+
+    Returns:
+      The GPUs, in the order of TensorFlow's numbers.
+
+    Raises:
+      InputError: they are not there, or TensorFlow has started with others.
+    """
+    gpus: list[tf.config.PhysicalDevice] = []
+    if num_gpus and logical_cpus == 1:
+        found = tf.config.list_physical_devices("GPU")
+        if not found and (reason := explain_missing_gpus()):
+            raise InputError(reason)
+        gpus = share_of_host(found, cluster, num_gpus)
+        if num_gpus > len(gpus):
+            raise InputError(
+                f"--num_gpus: found {num_gpus}, expected at most {len(gpus)}"
+            )
+        gpus = gpus if num_gpus < 0 else gpus[:num_gpus]
+    try:
+        tf.config.set_visible_devices(gpus, "GPU")
+    except RuntimeError:
+        raise InputError(
+            f"--num_gpus: found {num_gpus}, but TensorFlow has started in this process "
+            f"with other GPUs, {_STAYS}"
+        ) from None
+    for gpu in gpus:
+        with contextlib.suppress(RuntimeError):  # it has started, and holds its memory
+            tf.config.experimental.set_memory_growth(gpu, True)
+    if logical_cpus > num_logical_cpus():
+        try:
+            split_cpu(logical_cpus)
+        except RuntimeError:
+            raise InputError(
+                f"--logical_cpus: found {logical_cpus}, but TensorFlow has started in "
+                f"this process with {num_logical_cpus()}, {_STAYS}"
+            ) from None
+    return gpus
+
+
+def share_of_host(
+    gpus: list[tf.config.PhysicalDevice], cluster: Cluster, num_gpus: int
+) -> list[tf.config.PhysicalDevice]:
+    """Returns this worker's share of the GPUs that several workers of its host see.
+
+    Raises:
+      InputError: there are fewer than workers.
+    """
+    peers = cluster.host_peers
+    if cluster.has_own_gpus or len(peers) == 1 or not gpus or num_gpus == 0:
+        return gpus
+    share = len(gpus) // len(peers)
+    if not share:
+        raise InputError(
+            f"--num_gpus: found {len(gpus)} GPUs for {len(peers)} workers of this "
+            "host, expected one for each, or --num_gpus=0"
+        )
+    return gpus[peers.index(cluster.rank) * share :][:share]
+
+
+def split_cpu(num_devices: int) -> None:
+    """Makes the CPU `num_devices` logical devices.
+
+    Raises:
+      RuntimeError: TensorFlow has started with another number.
+    """
+    tf.config.set_logical_device_configuration(
+        _cpu(), [tf.config.LogicalDeviceConfiguration()] * num_devices
+    )
+
+
+def num_logical_cpus() -> int:
+    """Returns how many logical devices the CPU is, or will be."""
+    return len(tf.config.get_logical_device_configuration(_cpu()) or [None])
+
+
+def _cpu() -> tf.config.PhysicalDevice:
+    return tf.config.list_physical_devices("CPU")[0]
+
+
+def _has_started() -> bool:
+    return context.context()._context_handle is not None
