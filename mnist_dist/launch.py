@@ -59,8 +59,8 @@ def main(argv: Sequence[str], *, train_args: Sequence[str]) -> int:
     # Only now, so that a flag of train before the `--` is an unknown flag.
     from mnist_dist.cli import train_flags
 
-    train_flags.parse(train_args)
-    if train_flags.FLAGS.worker_hosts or train_flags.FLAGS.task_index is not None:
+    options = train_flags.parse(train_args)
+    if options.worker_hosts or options.task_index is not None:
         raise InputError(
             "--worker_hosts, --task_index: found one after the --, expected neither: "
             "launch sets them"
@@ -75,11 +75,11 @@ def main(argv: Sequence[str], *, train_args: Sequence[str]) -> int:
         [sys.executable, *interpreter_flags(), "-m", "mnist_dist.train", *train_args],
         num_workers=NUM_WORKERS.value,
         max_restarts=MAX_RESTARTS.value,
-        model_dir=train_flags.FLAGS.model_dir,
+        model_dir=options.model_dir,
         nnodes=NNODES.value,
         node_rank=NODE_RANK.value,
         master=(MASTER_ADDR.value, MASTER_PORT.value),
-        timeout=train_flags.FLAGS.cluster_timeout,
+        timeout=options.cluster_timeout,
     )
 
 

@@ -22,114 +22,93 @@ from absl import app, flags
 from mnist_dist.cli import program
 
 with program.quiet_imports():
-    import tensorflow as tf
-
-    from mnist_dist.cluster.membership import find_cluster
-    from mnist_dist.cluster.stop_request import StopRequest
-    from mnist_dist.data import Dataset, load_dataset
-    from mnist_dist.device.steps import (
-        create_evaluate_loop,
-        create_train_loop,
-    )
-    from mnist_dist.device.train_state import TrainState
-    from mnist_dist.device.xla import should_compile
-    from mnist_dist.modeling.networks import create_model
-    from mnist_dist.modeling.optimizers import create_schedule, create_update_rule
+    from mnist_dist.data import load_dataset
+    from mnist_dist.device.strategy import create_strategy
+    from mnist_dist.run.best import Best
     from mnist_dist.run.checkpoints import list_checkpoints
     from mnist_dist.run.directory import checkpoint_dir
-    from mnist_dist.run.plan import RunPlan
-    from mnist_dist.training.host_loop import TrainingRun
+    from mnist_dist.training.host_loop import HostLoop
+    from mnist_dist.training.job import create_host_loop, create_job
+    from mnist_dist.training.options import TrainingOptions
+    from mnist_dist.training.progress import Progress
+    from mnist_dist.training.recorder import Recorder
+    from mnist_dist.training.restore import restore_run
 
 ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of each.", lower_bound=2)
-SEED = 1
 
 
-def create_run(
-    name: str,
-    dataset: Dataset,
-    *,
-    batch: int,
-    with_augmentation: bool,
-    ema_decay: float,
-    model_dir: str,
-) -> TrainingRun:
-    """Builds a run without end, as `train` does."""
-    strategy = tf.distribute.OneDeviceStrategy("/device:CPU:0")
-    rule = create_update_rule("adam")
-    with strategy.scope():
-        model = create_model(name, image_shape=(28, 28, 1), num_classes=10, seed=SEED)
-        state = TrainState(model, slot_names=rule.slots, with_ema=ema_decay > 0)
-    schedule = create_schedule("constant", learning_rate=1e-3, total_steps=1)
-    use_xla = should_compile("auto", model, strategy, image_shape=(28, 28, 1))
-    epoch = round(len(dataset.train.labels) / batch)
-    run = TrainingRun(
-        model_dir=model_dir,
-        plan=RunPlan(
-            total_steps=1 << 40,
-            steps_per_epoch=epoch,
-            eval_interval=epoch,
-            checkpoint_interval=epoch,
-            summary_interval=epoch,
-        ),
-        cluster=find_cluster({}),
-        stop=StopRequest(),
-        dataset=dataset,
-        strategy=strategy,
-        state=state,
-        train_loop=create_train_loop(
-            strategy,
-            state,
-            update_rule=rule,
-            schedule=schedule,
-            global_batch_size=batch,
-            seed=SEED,
-            with_augmentation=with_augmentation,
-            ema_decay=ema_decay,
-            use_xla=use_xla,
-        ),
-        evaluate_loop=create_evaluate_loop(strategy, state, use_xla=use_xla),
-        schedule=schedule,
-        global_batch_size=batch,
-        seed=SEED,
-        show_progress=False,
+def begin_run(options: TrainingOptions) -> tuple[HostLoop, Recorder]:
+    """Begins a run as `train_model` does, and leaves the steps to the caller."""
+    dataset = load_dataset()
+    plan = options.plan(len(dataset.train.labels))
+    job = create_job(
+        options, plan, dataset=dataset, strategy=create_strategy("one_device")
     )
-    run.start(None, texts={})
-    return run
+    start = restore_run(
+        model=job.state.model,
+        specs={**job.state.specs(), **Best.specs()},
+        stopping=plan.stopping,
+        settings=options.settings(),
+        say=print,
+        **options.pick("model_dir restore overwrite override_config init_from dry_run"),
+    )
+    assert start is not None  # no dry run
+    loop = create_host_loop(
+        job,
+        num_workers=1,
+        profile_dir=None,
+        is_stop_requested=lambda: False,
+        **options.pick("global_batch_size seed"),
+    )
+    loop.begin(start)
+    progress = Progress(total_steps=plan.total_steps, stream=None)
+    return loop, Recorder(
+        log=start.log, progress=progress, **options.pick("model_dir max_to_keep")
+    )
 
 
-def train_epoch(run: TrainingRun) -> None:
+def train_epoch(loop: HostLoop, steps_per_epoch: int) -> None:
     """Trains to the end of the epoch."""
-    run.train_until_next_event()
-    while not run.is_due(run.plan.checkpoint_interval):
-        run.train_until_next_event()
+    loop.train_until_next_event()
+    while loop.step % steps_per_epoch:
+        loop.train_until_next_event()
 
 
-def wait_for_checkpoint(run: TrainingRun, step: int) -> None:
+def wait_for_checkpoint(model_dir: str, step: int) -> None:
     """Returns when the files of this step are on disk."""
-    while step not in list_checkpoints(checkpoint_dir(run.model_dir)):
+    while step not in list_checkpoints(checkpoint_dir(model_dir)):
         time.sleep(0.01)
 
 
-def compare(name: str, *, rounds: int, **options: Any) -> None:
+def compare(name: str, *, rounds: int, **keywords: Any) -> None:
     """Times one model and prints what its saves cost."""
     costs, waits, processor = [], [], []
     with tempfile.TemporaryDirectory() as model_dir:
-        run = create_run(name, load_dataset(), model_dir=model_dir, **options)
-        with contextlib.closing(run):
+        options = TrainingOptions(
+            model_dir=model_dir,
+            model=name,
+            lr_schedule="constant",
+            learning_rate=1e-3,
+            train_steps=1 << 40,
+            **keywords,
+        )
+        epoch = round(60_000 / options.global_batch_size)
+        loop, recorder = begin_run(options)
+        with contextlib.closing(recorder):
             for _ in range(5):  # compiles, and finds the length of a call
-                train_epoch(run)
+                train_epoch(loop, epoch)
             for number in range(rounds):
                 seconds, used = {}, {}
                 for saves in (False, True) if number % 2 else (True, False):
-                    step = run.step
+                    step = loop.step
                     used_before, began = time.process_time(), time.perf_counter()
                     if saves:
-                        run.save()
+                        loop.save(recorder)
                         waits.append(time.perf_counter() - began)
-                    train_epoch(run)
+                    train_epoch(loop, epoch)
                     seconds[saves] = time.perf_counter() - began
                     if saves:
-                        wait_for_checkpoint(run, step)
+                        wait_for_checkpoint(model_dir, step)
                     used[saves] = time.process_time() - used_before
                 costs.append(seconds[True] / seconds[False] - 1)
                 processor.append(used[True] / used[False] - 1)
@@ -147,8 +126,10 @@ def main(argv: list[str]) -> None:
     """Compares both models."""
     del argv
     rounds = ROUNDS.value
-    compare("mlp", rounds=8 * rounds, batch=32, with_augmentation=False, ema_decay=0.0)
-    compare("cnn", rounds=rounds, batch=128, with_augmentation=True, ema_decay=0.995)
+    compare(
+        "mlp", rounds=8 * rounds, global_batch_size=32, augment=False, ema_decay=0.0
+    )
+    compare("cnn", rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@ import contextlib
 import math
 import os
 import sys
-import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -19,6 +18,7 @@ from mnist_dist.cli.standard_streams import (
     report_write_errors,
 )
 from mnist_dist.cluster.stop_request import end_at_signals_as_process_1
+from mnist_dist.device.quiet_imports import quiet_imports as quiet_imports
 from mnist_dist.errors import (
     EXIT_FAILED,
     EXIT_INPUT,
@@ -129,40 +129,6 @@ def check_checkpoint(checkpoint: str) -> None:
         raise InputError(
             f"--checkpoint: found {checkpoint!r}, expected latest, best or a step"
         )
-
-
-@contextlib.contextmanager
-def quiet_imports() -> Iterator[None]:
-    """Keeps what TensorFlow's C++ prints on import from standard error.
-
-    No setting silences what it says before its logging starts. If the import fails,
-    all that was said is shown. Where there is no place to keep it, it is shown anyhow.
-    """
-    try:
-        said = _open_scratch()
-    except OSError:
-        yield
-        return
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            said.seek(0)
-            os.write(stderr, said.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
-def _open_scratch() -> IO[bytes]:
-    """Opens a file that nobody else sees: in memory if the system has such."""
-    if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("stderr"), "w+b")
-    return tempfile.TemporaryFile()
 
 
 def _leave(code: int) -> NoReturn:

@@ -119,6 +119,18 @@ def hides_all_gpus(environ: Mapping[str, str]) -> bool:
     return visible is not None and visible.strip() in ("", "-1", "NoDevFiles")
 
 
+def find_evaluator(environ: Mapping[str, str] = os.environ) -> Cluster | None:
+    """Returns the cluster if `TF_CONFIG` makes this process its evaluator, or None.
+
+    Raises:
+      InputError: `TF_CONFIG` describes no cluster.
+    """
+    if not environ.get("TF_CONFIG", "").strip():
+        return None
+    cluster = _from_tf_config(environ["TF_CONFIG"])
+    return cluster if cluster.is_evaluator else None
+
+
 def split_address(address: str) -> tuple[str, int]:
     """Splits `host:port` (an IPv6 host in brackets).
 

@@ -20,6 +20,7 @@ class DeviceSplit:
     def __init__(
         self, strategy: tf.distribute.Strategy, split: Split, *, is_resident: bool
     ) -> None:
+        self.name = split.name
         self.num_examples = len(split.labels)
         self.bytes_per_example = split.images[0].nbytes
         self.is_resident = is_resident

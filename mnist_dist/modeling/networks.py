@@ -88,7 +88,7 @@ def resolve_model(name: str) -> Callable[..., keras.Model]:
 
 
 def create_model(
-    name: str,
+    name: str | Callable[..., keras.Model],
     *,
     image_shape: tuple[int, int, int],
     num_classes: int,
@@ -99,7 +99,7 @@ def create_model(
     """Builds a model with weights initialised from the seed.
 
     Args:
-      name: as `resolve_model` takes it.
+      name: as `resolve_model` takes it, or the function itself.
       image_shape: height, width, channels.
       num_classes: width of the logits.
       seed: of the initial weights. Sets Python's, NumPy's and TensorFlow's too.
@@ -110,7 +110,8 @@ def create_model(
     Raises:
       InputError: no such model, or it does not fit the data.
     """
-    function = resolve_model(name)
+    function = resolve_model(name) if isinstance(name, str) else name
+    name = name if isinstance(name, str) else f"{name.__module__}:{name.__qualname__}"
     arguments = {"image_shape": image_shape, "num_classes": num_classes}
     try:
         signature = inspect.signature(function)

@@ -14,25 +14,6 @@ from mnist_dist.run import checkpoints
 _TRIES = 5  # at a listing that a running training changes while it is read
 
 
-def load_newest(directories: Sequence[str], *, specs: Specs) -> Arrays | None:
-    """Loads the newest checkpoint that is whole, or None where there is none.
-
-    Args:
-      directories: as `read_newest` takes them.
-      specs: shape and dtype that the run needs, by name.
-
-    Raises:
-      InputError: there are checkpoints but none is whole, or the newest whole one
-        is of another model or optimizer.
-    """
-    found = read_newest(directories)
-    if found is None:
-        return None
-    prefix, arrays = found
-    check_specs(arrays, specs=specs, name=prefix)
-    return arrays
-
-
 def read_newest(directories: Sequence[str]) -> tuple[str, Arrays] | None:
     """Reads the newest checkpoint that is whole, whatever model it is of.
 
@@ -84,20 +65,29 @@ def _newest_first(directories: Sequence[str]) -> list[tuple[int, str]]:
 
 def load_restored(
     directories: Sequence[str], *, restore: str, specs: Specs
-) -> Arrays | None:
-    """Loads what a run is to go on from, or None for its first step.
+) -> tuple[str | None, Arrays]:
+    """Loads the checkpoint that a run is to go on from.
 
     Args:
-      directories: of the run's checkpoints, as `load_newest` takes them.
+      directories: of the run's checkpoints, as `read_newest` takes them.
       restore: `auto` (the newest), `none`, a step, or the path of a checkpoint.
-      specs: as `load_newest` takes it.
+      specs: shape and dtype that the run needs, by name.
+
+    Returns:
+      The checkpoint's path, as TensorFlow takes it, and everything in it; None and
+      nothing where the run begins.
 
     Raises:
-      InputError: nothing to restore is whole, `none` where checkpoints are, or a
-        checkpoint of another run where this one has its own.
+      InputError: nothing to restore is whole, or it is of another model or optimizer;
+        `none` where checkpoints are; or a checkpoint of another run where this one has
+        its own.
     """
     if restore == "auto":
-        return load_newest(directories, specs=specs)
+        found = read_newest(directories)
+        if found is None:
+            return None, {}
+        check_specs(found[1], specs=specs, name=found[0])
+        return found
     listed = _list_steps(directories)
     if restore == "none":
         if listed:
@@ -105,7 +95,7 @@ def load_restored(
                 f"--restore=none: found checkpoints in {directories[0]} (steps "
                 f"{listed}), expected none; --overwrite deletes them"
             )
-        return None
+        return None, {}
     if restore.isascii() and restore.isdigit():
         prefix, arrays = read_named_step(
             directories, restore, flag="--restore", words="auto, none"
@@ -122,7 +112,7 @@ def load_restored(
             [directory], str(step), flag="--restore", words="auto, none"
         )
     check_specs(arrays, specs=specs, name=prefix)
-    return arrays
+    return prefix, arrays
 
 
 def read_named_step(

@@ -40,7 +40,8 @@ class CheckpointWriter:
 
     def __init__(self) -> None:
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-        self._pending: list[concurrent.futures.Future[None]] = []
+        self._pending: list[concurrent.futures.Future[str]] = []
+        self._finished: list[str] = []
 
     def save(
         self,
@@ -65,7 +66,7 @@ class CheckpointWriter:
         Raises:
           RunError: an earlier one could not be written.
         """
-        self.raise_failure()
+        self._take_finished()
         self._wait_until(num_pending=1)
         self._pending.append(
             self._thread.submit(
@@ -78,25 +79,35 @@ class CheckpointWriter:
             )
         )
 
-    def raise_failure(self) -> None:
-        """Raises the `RunError` of a save that has failed meanwhile, if one has."""
-        while self._pending and self._pending[0].done():
-            self._pending.pop(0).result()
-
-    def close(self) -> None:
-        """Returns when all that was saved is on disk.
+    def collect(self) -> list[str]:
+        """Returns the paths of those that are on disk and were not returned before.
 
         Raises:
-          RunError: it could not be written.
+          RunError: one could not be written.
+        """
+        self._take_finished()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def close(self) -> list[str]:
+        """Returns as `collect` does, when all that was saved is on disk.
+
+        Raises:
+          RunError: one could not be written.
         """
         try:
             self._wait_until(num_pending=0)
         finally:
             self._thread.shutdown()
+        return self.collect()
+
+    def _take_finished(self) -> None:
+        while self._pending and self._pending[0].done():
+            self._finished.append(self._pending.pop(0).result())
 
     def _wait_until(self, *, num_pending: int) -> None:
         while len(self._pending) > num_pending:
-            self._pending.pop(0).result()
+            self._finished.append(self._pending.pop(0).result())
 
 
 def checkpoint_prefix(directory: str, step: int) -> str:
@@ -220,8 +231,8 @@ def save_checkpoint(
     step: int,
     max_to_keep: int | None = None,
     first: Callable[[], None] | None = None,
-) -> None:
-    """Writes `directory/ckpt-<step>`; returns when it is on disk.
+) -> str:
+    """Writes `directory/ckpt-<step>`; returns its path when it is on disk.
 
     Args:
       arrays: what to write, by name.
@@ -249,6 +260,7 @@ def save_checkpoint(
         if max_to_keep is not None:
             for old in list_checkpoints(directory)[max_to_keep:]:
                 delete_checkpoint(directory, old)
+    return prefix
 
 
 def _write(arrays: Arrays, *, directory: str, step: int) -> None:

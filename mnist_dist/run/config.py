@@ -17,9 +17,10 @@ from mnist_dist.cluster.membership import LAUNCH_ID
 from mnist_dist.errors import InputError
 from mnist_dist.files.arrays import Arrays
 from mnist_dist.files.durable import describe_error, replacing, reporting_errors
+from mnist_dist.run.best import Best
 from mnist_dist.run.checkpoints import list_checkpoints
 from mnist_dist.run.directory import checkpoint_dirs, config_path
-from mnist_dist.run.plan import is_finished
+from mnist_dist.run.plan import StoppingRule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +37,8 @@ class RunConfig:
       data_dir: of the data set it was trained on; None is the bundled MNIST.
       data_checksum: of that data set.
       validation_examples: training examples that were set apart.
-      total_steps: the last step of the run, unless it stops early.
-      target_accuracy: at which the run stops early, if it has one.
-      early_stopping_patience: evaluations without a best that stop it; 0: off.
+      validation_split: how they were drawn, by the seed: `stratified`, or the `last`.
+      stopping: when the run ends.
       contents: all of the file.
     """
 
@@ -51,23 +51,14 @@ class RunConfig:
     data_dir: str | None
     data_checksum: str
     validation_examples: int
-    total_steps: int
-    target_accuracy: float | None
-    early_stopping_patience: int
+    validation_split: str
+    stopping: StoppingRule
     contents: Mapping[str, Any]
 
     def is_last(self, arrays: Arrays) -> bool:
         """Whether the run ends with the checkpoint that holds these arrays."""
-        return is_finished(
-            step=int(arrays["step"]),
-            total_steps=self.total_steps,
-            best_accuracy=float(arrays.get("best/accuracy", np.float64(-1))),
-            target_accuracy=self.target_accuracy,
-            evaluations_since_best=int(
-                arrays.get("best/evaluations_since", np.int64(0))
-            ),
-            early_stopping_patience=self.early_stopping_patience,
-        )
+        step, best = int(arrays["step"]), Best.from_arrays(arrays)
+        return self.stopping.reason_to_end(step, best) is not None
 
 
 def save_config(
@@ -132,9 +123,13 @@ def load_run_config(model_dir: str) -> RunConfig:
             data_dir=flags["data_dir"],
             data_checksum=str(settings["data_checksum"]),
             validation_examples=int(settings["validation_examples"]),
-            total_steps=int(resolved["total_steps"]),
-            target_accuracy=None if target is None else float(target),
-            early_stopping_patience=int(flags["early_stopping_patience"]),
+            # Before it could be said they were the last.
+            validation_split=str(settings.get("validation_split", "last")),
+            stopping=StoppingRule(
+                total_steps=int(resolved["total_steps"]),
+                target_accuracy=None if target is None else float(target),
+                early_stopping_patience=int(flags["early_stopping_patience"]),
+            ),
             contents=contents,
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -163,6 +158,16 @@ def load_config(model_dir: str) -> dict | None:
         raise InputError(
             f"{path}: expected the settings of a run, as JSON: {describe_error(error)}"
         ) from error
+
+
+def load_patience(model_dir: str) -> int | None:
+    """Returns the `early_stopping_patience` of a run's last start, if it is known."""
+    try:
+        flags = (load_config(model_dir) or {}).get("flags")
+    except InputError:
+        return None
+    patience = flags.get("early_stopping_patience") if isinstance(flags, dict) else None
+    return patience if isinstance(patience, int) else None
 
 
 def check_settings(model_dir: str, settings: Mapping[str, object]) -> None:

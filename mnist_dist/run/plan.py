@@ -1,40 +1,49 @@
-"""How long a run is, and what happens at which of its steps."""
+"""How long a run is, why it ends, and what happens at which of its steps."""
+
+from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # NumPy starts threads, which would not wait for a StopRequest
+    from mnist_dist.run.best import Best
 
 
-def is_finished(
-    *,
-    step: int,
-    total_steps: int,
-    best_accuracy: float,
-    target_accuracy: float | None,
-    evaluations_since_best: int,
-    early_stopping_patience: int,
-) -> bool:
-    """Whether all steps are done, or a wish to stop early is met.
+@dataclasses.dataclass(frozen=True)
+class StoppingRule:
+    """When a run ends.
 
-    Args:
-      step: updates done.
+    Attributes:
       total_steps: the run's length.
-      best_accuracy: of the evaluations so far; negative if there was none.
-      target_accuracy: that ends the run when it is reached, if it has one.
-      evaluations_since_best: how many in a row brought no new best.
-      early_stopping_patience: as many of them end the run; 0: none do.
+      target_accuracy: ends the run when an evaluation reaches it; None: never.
+      early_stopping_patience: evaluations in a row without a new best that end the
+        run; 0: they never do.
     """
-    return (
-        step >= total_steps
-        or (target_accuracy is not None and best_accuracy >= target_accuracy)
-        or 0 < early_stopping_patience <= evaluations_since_best
-    )
+
+    total_steps: int
+    target_accuracy: float | None = None
+    early_stopping_patience: int = 0
+
+    def reason_to_end(self, step: int, best: Best) -> str | None:
+        """Returns why the run ends at `step`, or None if it goes on."""
+        if self.target_accuracy is not None and best.accuracy >= self.target_accuracy:
+            return f"the accuracy reached {self.target_accuracy:g} (--target_accuracy)"
+        if 0 < self.early_stopping_patience <= best.evaluations_since:
+            return (
+                f"{best.evaluations_since} evaluations in a row brought no new best "
+                "(--early_stopping_patience)"
+            )
+        if step >= self.total_steps:
+            return "all steps are done"
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """All in steps, but for what says otherwise.
+    """What happens at which step of a run; all in steps, but for what says otherwise.
 
     Attributes:
-      total_steps: the run's length.
+      stopping: when the run ends.
       steps_per_epoch: rounded; an epoch's end need not fall between two steps.
       eval_interval: between two evaluations; one at the end in any case.
       checkpoint_interval: between two checkpoints, likewise.
@@ -42,12 +51,10 @@ class RunPlan:
       steps_per_loop: most steps in one call of the device; 0: about half a second.
       max_to_keep: checkpoints that are kept.
       max_nonfinite_steps: skipped steps in a row that end the run.
-      target_accuracy: ends the run when an evaluation reaches it.
-      early_stopping_patience: evaluations without a new best that end it; 0: never.
       profile_steps: first and last step of a profile.
     """
 
-    total_steps: int
+    stopping: StoppingRule
     steps_per_epoch: int
     eval_interval: int
     checkpoint_interval: int
@@ -55,9 +62,12 @@ class RunPlan:
     steps_per_loop: int = 0
     max_to_keep: int = 3
     max_nonfinite_steps: int = 50
-    target_accuracy: float | None = None
-    early_stopping_patience: int = 0
     profile_steps: tuple[int, int] | None = None
+
+    @property
+    def total_steps(self) -> int:
+        """The run's length, unless it stops early."""
+        return self.stopping.total_steps
 
     def is_due(self, interval: int, step: int) -> bool:
         """Whether what happens at this interval, and at the end, happens at `step`."""

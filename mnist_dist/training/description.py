@@ -3,83 +3,132 @@
 import os
 import shlex
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mnist_dist.cluster.membership import LAUNCH_ID
 from mnist_dist.device.train_state import TrainState, weight_path
-from mnist_dist.run.directory import checkpoint_dir
-from mnist_dist.training.host_loop import TrainingRun
+from mnist_dist.training.job import Job
+from mnist_dist.training.restore import Start
+
+if TYPE_CHECKING:
+    from mnist_dist.training.train_model import TrainingResult
 
 
-def describe_run(run: TrainingRun, *, use_xla: bool) -> str:
+def describe_plan(
+    job: Job,
+    *,
+    num_workers: int,
+    global_batch_size: int,
+    has_augmentation: bool,
+    model_dir: str,
+) -> str:
     """Returns the plan of a run, a line for each thing that was decided."""
-    plan, dataset, strategy = run.plan, run.dataset, run.strategy
+    plan, dataset, strategy, state = job.plan, job.dataset, job.strategy, job.state
     replicas = strategy.num_replicas_in_sync
     devices = [f"/{d.rpartition('/')[2]}" for d in strategy.extended.worker_devices]
-    workers = run.cluster.num_workers
     # What TensorFlow calls it inside.
     name = type(strategy).__name__.replace("CollectiveAllReduce", "MultiWorkerMirrored")
     lines = {
         "devices": ", ".join(devices),
         "strategy": f"{name}, {_count(replicas, 'replica')}"
-        f"{f' on {workers} workers' if workers > 1 else ''}, "
-        f"XLA {'on' if use_xla else 'off'}",
+        f"{f' on {num_workers} workers' if num_workers > 1 else ''}, "
+        f"XLA {'on' if job.use_xla else 'off'}",
         "data": f"{dataset.source}: {len(dataset.train.labels):,} training images "
         f"{'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes, "
-        f"{'on the device' if run.is_resident else 'streamed'}"
+        f"{'on the device' if job.is_resident else 'streamed'}"
         f"{''.join(f'; {note}' for note in dataset.notes)}",
         "evaluation": f"{len(dataset.evaluation.labels):,} {dataset.evaluation.name} "
         "images",
-        "batch": f"{run.global_batch_size} global, "
-        f"{run.global_batch_size // replicas} a replica",
+        "augmentation": "random affine changes" if has_augmentation else "none",
+        "batch": f"{global_batch_size} global, {global_batch_size // replicas} a replica",
         "steps": f"{plan.total_steps:,}, {plan.steps_per_epoch:,} an epoch",
-        "model": f"{run.state.model.name}, {num_parameters(run.state):,} parameters",
+        "model": f"{state.model.name}, {num_parameters(state):,} parameters",
     }
-    for layer, count in _parameters_by_layer(run.state).items():
+    for layer, count in _parameters_by_layer(state).items():
         lines[f"  {layer}"] = f"{count:,}"
-    lines["model_dir"] = run.model_dir
+    lines["model_dir"] = model_dir
     width = max(map(len, lines)) + 2
     return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
 
 
-def resolved(run: TrainingRun, *, use_xla: bool) -> dict[str, object]:
-    """Returns what came of the flags, for `config.json`."""
+def resolved(
+    job: Job, *, num_workers: int, ended: Mapping[str, object] | None
+) -> dict[str, object]:
+    """Returns what came of the options, for `config.json`.
+
+    Args:
+      job: what was computed.
+      num_workers: of the run.
+      ended: `step` and `reason`; None while the run goes on.
+    """
     return {
-        "data": run.dataset.source,
-        "image_shape": run.dataset.image_shape,
-        "num_classes": run.dataset.num_classes,
-        "use_xla": use_xla,
-        "total_steps": run.plan.total_steps,
-        "steps_per_epoch": run.plan.steps_per_epoch,
-        "devices": list(run.strategy.extended.worker_devices),
-        "num_workers": run.cluster.num_workers,
+        "data": job.dataset.source,
+        "image_shape": job.dataset.image_shape,
+        "num_classes": job.dataset.num_classes,
+        "use_xla": job.use_xla,
+        "total_steps": job.plan.total_steps,
+        "steps_per_epoch": job.plan.steps_per_epoch,
+        "devices": list(job.strategy.extended.worker_devices),
+        "num_workers": num_workers,
+        "ended": ended,
         LAUNCH_ID: os.environ.get(LAUNCH_ID),
     }
 
 
-def describe_stop(run: TrainingRun, signal_name: str | None, *, restore: str) -> str:
+def describe_nothing_to_do(step: int, reason: str) -> str:
+    """Returns what a start says that finds its run at the end."""
+    return f"nothing to do  the run is at step {step:,}, and {reason}"
+
+
+def describe_start(start: Start, *, epoch: float) -> str:
+    """Returns from where a run goes on, and what was moved out of the way for it."""
+    if start.checkpoint is None:
+        return ""
+    text = f"goes on from   {start.checkpoint} (step {start.step:,}, epoch {epoch:.2f})"
+    if start.set_aside:
+        steps = ", ".join(f"{step:,}" for step in start.set_aside)
+        text += f"\nset aside      the checkpoints of steps {steps}, which are later"
+    return text
+
+
+def describe_stop(
+    result: "TrainingResult", *, signal_name: str | None, restore: str
+) -> str:
     """Returns the last words of a run that a signal stopped."""
     command = "the same command"
     if restore != "auto":
         command += " without --restore and --overwrite"
     return (
         f"stopped by {signal_name or 'a signal to another worker'} at step "
-        f"{run.step:,}{' and saved' if run.step else ''}; {command} goes on from there "
-        f"(--model_dir={run.model_dir})"
+        f"{result.step:,}{' and saved' if result.step else ''}; {command} goes on from "
+        f"there (--model_dir={result.model_dir})"
     )
 
 
-def describe_end(run: TrainingRun, export_path: str | None) -> str:
+def describe_end(result: "TrainingResult", *, split: str, total_steps: int) -> str:
     """Returns the result of a run, and where what it made lies."""
     lines = []
-    accuracy = run.log.last_eval_accuracy()
-    if accuracy is not None:
-        lines.append(f"{run.dataset.evaluation.name} accuracy  {accuracy:.2%}")
-    lines.append(f"checkpoint     {checkpoint_dir(run.model_dir)}/ckpt-{run.step}")
-    if export_path:
-        lines.append(f"SavedModel     {export_path}")
-    lines.append(f"watch it with  tensorboard --logdir {shlex.quote(run.model_dir)}")
+    if result.accuracy is not None:
+        lines.append(f"{split} accuracy  {result.accuracy:.2%}")
+    has_better = result.best_step not in (None, result.step)
+    if has_better:
+        lines.append(
+            f"best           {result.best_accuracy:.2%} at step {result.best_step:,}"
+        )
+    if result.step < total_steps:
+        lines.append(
+            f"ended early    at step {result.step:,} of {total_steps:,}: {result.ended}"
+        )
+    lines.append(f"checkpoint     {result.checkpoint}")
+    if result.saved_model:
+        whose = ""
+        if has_better:
+            is_best = result.saved_model_step == result.best_step
+            whose = "  (the best's weights)" if is_best else "  (the last weights)"
+        lines.append(f"SavedModel     {result.saved_model}{whose}")
+    lines.append(f"watch it with  tensorboard --logdir {shlex.quote(result.model_dir)}")
     return "\n".join(lines)
 
 

@@ -22,16 +22,14 @@ class Progress:
         self,
         *,
         total_steps: int,
-        first_step: int,
         stream: TextIO | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Starts the clock; a stream of None shows nothing."""
+        """Prepares the line; a stream of None shows nothing."""
         self._total_steps = total_steps
-        self._first_step = first_step
         self._stream = stream
         self._clock = clock
-        self._began = clock()
+        self._measured_from: tuple[int, float] | None = None  # step and time
         self._shown = -float("inf")
         self._fields: list[str] = []
         self._is_terminal = (
@@ -57,11 +55,10 @@ class Progress:
     ) -> None:
         """Shows where the run is; too frequent calls are left out."""
         now = self._clock()
-        rate = (step - self._first_step) / max(now - self._began, 1e-9)
-        left = (self._total_steps - step) / rate if rate > 0 else 0.0
+        left = self._seconds_left(step, now)
         self._fields = [
             f"step {step:,}/{self._total_steps:,}",
-            f"{_minutes(left)} left",
+            *([] if left is None else [f"{_minutes(left)} left"]),
             f"epoch {epoch:.2f}",
             f"loss {loss:.4f}",
             f"accuracy {accuracy:.2%}",
@@ -73,6 +70,19 @@ class Progress:
         ):
             self._shown = now
             self._show()
+
+    def _seconds_left(self, step: int, now: float) -> float | None:
+        """Returns the time to the last step; None while the speed is not known.
+
+        The first steps are slow: they compile and find the length of a call. So the
+        speed is measured from the first update on.
+        """
+        if self._measured_from is None:
+            self._measured_from = step, now
+        first_step, began = self._measured_from
+        if step <= first_step or now <= began:
+            return None
+        return (self._total_steps - step) * (now - began) / (step - first_step)
 
     def message(self, text: str) -> None:
         """Prints a line that stays."""

@@ -62,9 +62,9 @@ else:
 settings = None
 if verb in ("train", "launch"):
     from mnist_dist.cli import train_flags
-    train_flags.parse(rest)
-    settings = train_flags.values()
-    plan = train_flags.run_plan(60_000)
+    options = train_flags.parse(rest)
+    settings = options.values()
+    plan = options.plan(60_000)
     settings["steps"] = plan.total_steps
     settings["kept"] = [
         plan.total_steps - i * plan.checkpoint_interval

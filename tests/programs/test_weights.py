@@ -15,7 +15,7 @@ from mnist_dist.evaluation.records import save_record
 from mnist_dist.files.arrays import specs_of
 from mnist_dist.layer_weights.layers import load_layer, set_layer
 from mnist_dist.layer_weights.weight_sources import load_weights
-from mnist_dist.run.checkpoint_choice import load_newest
+from mnist_dist.run.checkpoint_choice import read_newest
 from mnist_dist.run.checkpoints import list_checkpoints, load_arrays
 from mnist_dist.run.directory import open_for_writing
 
@@ -174,12 +174,9 @@ def test_load_changes_the_checkpoint_that_the_run_goes_on_from(mlp, tmp_path, su
     file = f"{tmp_path}/F.npz"
     succeed("weights", "save", f"--from={mlp}", f"--output={file}")
     succeed("weights", "load", f"--from={file}", f"--model_dir={tmp_path}/run")
-    found = load_newest(
-        [f"{tmp_path}/run/checkpoints", f"{tmp_path}/run/best"],
-        specs=specs_of(load_arrays(f"{tmp_path}/run/best/ckpt-2")),
-    )
-    assert found is not None
+    _, found = read_newest([f"{tmp_path}/run/checkpoints", f"{tmp_path}/run/best"])
     assert found["step"] == 2
+    assert specs_of(found) == specs_of(load_arrays(f"{tmp_path}/run/best/ckpt-2"))
     expected = load_layer(file, "dense_layer_1")["kernel"]
     np.testing.assert_array_equal(found["model/dense_layer_1/kernel"], expected)
 

@@ -122,7 +122,8 @@ def import_everything() -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import mnist_dist.artifacts.saved_model
     import mnist_dist.training.description
-    import mnist_dist.training.start  # noqa: F401
+    import mnist_dist.training.recorder
+    import mnist_dist.training.train_model  # noqa: F401
 
 
 def run_module(module: str, arguments: list[str]) -> NoReturn:

@@ -9,6 +9,7 @@ from mnist_dist.modeling.networks import create_model
 from mnist_dist.run.checkpoints import CheckpointWriter
 from mnist_dist.run.config import RunConfig, save_config
 from mnist_dist.run.directory import best_dir, checkpoint_dir
+from mnist_dist.run.plan import StoppingRule
 
 
 def create_run(
@@ -117,9 +118,8 @@ def export_untrained(directory, *, image_shape=(28, 28, 1), num_classes=10):
         data_dir=None,
         data_checksum="",
         validation_examples=0,
-        total_steps=1,
-        target_accuracy=None,
-        early_stopping_patience=0,
+        validation_split="stratified",
+        stopping=StoppingRule(total_steps=1),
         contents={},
     )
     return export_saved_model(

@@ -7,20 +7,23 @@ import json
 import os
 
 PROGRAM = """
-import json, sys
-from mnist_dist import train
-from mnist_dist.cli.train_flags import FLAGS
+import json
+from mnist_dist import train_model
 
-FLAGS(["train", *sys.argv[1:]])
-for FLAGS.train_steps in (20, 40):
-    assert train.main(["train"]) == 0
+run = "ram://runs/a"
+for train_steps in (20, 40):
+    result = train_model(
+        model_dir=run, model="mlp", enable_xla="off", lr_schedule="constant",
+        progress=False, override_config=True, summary_interval=10, eval_interval=20,
+        train_steps=train_steps,
+    )
+    assert result.step == train_steps
 
 import tensorflow as tf
 from mnist_dist.artifacts.model_card import load_model_card
 from mnist_dist.run.history import list_run_checkpoints
 from mnist_dist.run.config import load_config
 
-run = FLAGS.model_dir
 with tf.io.gfile.GFile(f"{run}/metrics.jsonl") as file:
     records = [json.loads(line) for line in file.read().splitlines()]
 saved_model = tf.saved_model.load(f"{run}/export/40")
@@ -41,9 +44,6 @@ print(json.dumps({
 def test_run_trains_goes_on_and_exports_on_a_path_with_a_scheme(fork_server, tmp_path):
     process = fork_server.start(
         *("-c", PROGRAM),
-        *("--model_dir=ram://runs/a", "--model=mlp", "--enable_xla=off"),
-        *("--lr_schedule=constant", "--noprogress", "--override_config"),
-        *("--summary_interval=10", "--eval_interval=20", "--train_steps=20"),
         folder=tmp_path,
     )
     assert process.wait() == 0, process.stderr()

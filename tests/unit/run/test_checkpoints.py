@@ -38,7 +38,7 @@ def directory(tmp_path):
 
 
 def test_what_was_saved_is_read_by_us_and_by_tensorflow(directory):
-    found = load_restored([directory], restore="auto", specs=SPECS)
+    _, found = load_restored([directory], restore="auto", specs=SPECS)
     assert found is not None
     assert found.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
@@ -93,8 +93,8 @@ def test_paths_with_a_scheme_are_like_any_other(tmp_path):
     assert list_checkpoints(directory) == [5, 4, 3]
     assert len(tf.io.gfile.listdir(directory)) == 3 * 2 + 1
     tf.io.gfile.remove(f"{directory}/ckpt-5.{DATA}")
-    assert load_restored([directory], restore="auto", specs=SPECS)["step"] == 4
-    found = load_restored([directory], restore=f"{directory}/ckpt-3", specs=SPECS)
+    assert load_restored([directory], restore="auto", specs=SPECS)[1]["step"] == 4
+    _, found = load_restored([directory], restore=f"{directory}/ckpt-3", specs=SPECS)
     assert found["step"] == 3
     checkpoints.set_aside_later(directory, 3)
     assert list_checkpoints(directory) == [3]
@@ -138,7 +138,7 @@ DAMAGE = [
 @pytest.mark.parametrize(("part", "damage"), DAMAGE)
 def test_damaged_newest_falls_back_to_the_one_before(part, damage, directory, caplog):
     damage(f"{directory}/ckpt-3.{part}")
-    found = load_restored([directory], restore="auto", specs=SPECS)
+    _, found = load_restored([directory], restore="auto", specs=SPECS)
     assert found["step"] == 2
     assert "is damaged and skipped" in caplog.text
     assert "ckpt-3: " in caplog.text
@@ -164,7 +164,7 @@ def test_the_state_file_is_never_believed(content, directory):
     else:
         with open(f"{directory}/checkpoint", "wb") as file:
             file.write(content)
-    assert load_restored([directory], restore="auto", specs=SPECS)["step"] == 3
+    assert load_restored([directory], restore="auto", specs=SPECS)[1]["step"] == 3
 
 
 def test_link_to_outside_the_run_is_not_followed(directory, tmp_path_factory):
@@ -172,7 +172,7 @@ def test_link_to_outside_the_run_is_not_followed(directory, tmp_path_factory):
     for part in (DATA, INDEX):
         os.rename(f"{directory}/ckpt-3.{part}", outside / f"ckpt-3.{part}")
         os.symlink(outside / f"ckpt-3.{part}", f"{directory}/ckpt-3.{part}")
-    assert load_restored([directory], restore="auto", specs=SPECS)["step"] == 2
+    assert load_restored([directory], restore="auto", specs=SPECS)[1]["step"] == 2
 
 
 @pytest.mark.parametrize("part", [DATA, INDEX])
@@ -182,7 +182,7 @@ def test_one_linked_file_is_enough_not_to_be_believed(
     outside = tmp_path_factory.mktemp("outside") / "file"
     os.rename(f"{directory}/ckpt-3.{part}", outside)
     os.symlink(outside, f"{directory}/ckpt-3.{part}")
-    assert load_restored([directory], restore="auto", specs=SPECS)["step"] == 2
+    assert load_restored([directory], restore="auto", specs=SPECS)[1]["step"] == 2
 
 
 def test_names_that_are_no_checkpoints_are_passed_over(directory):
@@ -194,7 +194,7 @@ def test_names_that_are_no_checkpoints_are_passed_over(directory):
         with open(os.path.join(os.fsencode(directory), name), "w"):
             pass
     assert list_checkpoints(directory) == [3, 2, 1]
-    assert load_restored([directory], restore="auto", specs=SPECS)["step"] == 3
+    assert load_restored([directory], restore="auto", specs=SPECS)[1]["step"] == 3
     with pytest.raises(InputError, match="--restore: found '²', expected the path"):
         load_restored([directory], restore="²", specs=SPECS)
 
@@ -243,11 +243,11 @@ def test_save_killed_before_its_index_is_none_yet_and_is_completed(
     kill_before_index(monkeypatch, str(tmp_path), ARRAYS, step=3)
     assert list(tmp_path.glob("ckpt-3.data-*"))
     assert list_checkpoints(str(tmp_path)) == []
-    assert load_restored([str(tmp_path)], restore="auto", specs=SPECS) is None
+    assert load_restored([str(tmp_path)], restore="auto", specs=SPECS) == (None, {})
     assert "damaged" not in caplog.text
     checkpoints.finish_interrupted_saves(str(tmp_path))
     remove_unfinished(str(tmp_path), is_mine=True)
-    found = load_restored([str(tmp_path)], restore="auto", specs=SPECS)
+    _, found = load_restored([str(tmp_path)], restore="auto", specs=SPECS)
     np.testing.assert_array_equal(found["model/dense/kernel"], [[0, 1, 2], [3, 4, 5]])
 
 
@@ -255,7 +255,7 @@ def test_save_over_another_killed_before_its_index_is_completed(directory, monke
     changed = ARRAYS | {"model/dense/kernel": np.full([2, 3], 7, np.float32)}
     kill_before_index(monkeypatch, directory, changed, step=3)
     checkpoints.finish_interrupted_saves(directory)
-    found = load_restored([directory], restore="3", specs=SPECS)
+    _, found = load_restored([directory], restore="3", specs=SPECS)
     np.testing.assert_array_equal(found["model/dense/kernel"], np.full([2, 3], 7))
 
 
@@ -273,7 +273,7 @@ def test_failed_save_is_raised_as_soon_as_it_has_failed(tmp_path):
     (tmp_path / "file").write_text("")
     writer.save(ARRAYS, directory=f"{tmp_path}/file/no", step=1, max_to_keep=1)
     with pytest.raises(RunError, match="file"):
-        call_for_seconds(writer.raise_failure, 10)
+        call_for_seconds(writer.collect, 10)
     writer.close()
 
 
@@ -285,7 +285,7 @@ def call_for_seconds(function, seconds):
 
 
 def test_reverting_sets_later_checkpoints_aside(directory):
-    assert load_restored([directory], restore="2", specs=SPECS)["step"] == 2
+    assert load_restored([directory], restore="2", specs=SPECS)[1]["step"] == 2
     assert list_checkpoints(directory) == [3, 2, 1]
     checkpoints.set_aside_later(directory, 2)
     assert list_checkpoints(directory) == [2, 1]
@@ -317,7 +317,7 @@ def test_wrong_restore_says_what_there_is(directory, tmp_path_factory):
     writer.close()
     refused(f"{elsewhere}/ckpt-1", "a checkpoint of another run")
     empty_run = str(elsewhere / "new")
-    found = load_restored([empty_run], restore=f"{elsewhere}/ckpt-1", specs=SPECS)
+    _, found = load_restored([empty_run], restore=f"{elsewhere}/ckpt-1", specs=SPECS)
     assert found["step"] == 3
 
 
@@ -326,7 +326,7 @@ def test_path_of_an_own_checkpoint_is_restored(directory):
         f"{directory}/ckpt-2",
         f"{directory}/../{os.path.basename(directory)}/ckpt-2.index",
     ):
-        assert load_restored([directory], restore=path, specs=SPECS)["step"] == 2
+        assert load_restored([directory], restore=path, specs=SPECS)[1]["step"] == 2
 
 
 def test_newest_of_both_directories_counts(directory, tmp_path):
@@ -336,10 +336,10 @@ def test_newest_of_both_directories_counts(directory, tmp_path):
     writer.save(arrays, directory=best, step=4, max_to_keep=1)
     writer.close()
     directories = [directory, best]
-    assert load_restored(directories, restore="auto", specs=SPECS)["step"] == 4
-    assert load_restored(directories, restore="4", specs=SPECS)["step"] == 4
+    assert load_restored(directories, restore="auto", specs=SPECS)[1]["step"] == 4
+    assert load_restored(directories, restore="4", specs=SPECS)[1]["step"] == 4
     truncate(f"{best}/ckpt-4.{DATA}")
-    assert load_restored(directories, restore="auto", specs=SPECS)["step"] == 3
+    assert load_restored(directories, restore="auto", specs=SPECS)[1]["step"] == 3
 
 
 def test_failed_save_is_raised_and_the_old_checkpoint_stays(directory):
@@ -349,7 +349,7 @@ def test_failed_save_is_raised_and_the_old_checkpoint_stays(directory):
     with pytest.raises(RunError, match=r"ckpt-9 cannot be written: .*[Dd]irectory"):
         writer.close()
     assert not [name for name in os.listdir(directory) if name.startswith(".")]
-    assert load_restored([directory], restore="auto", specs=SPECS)["step"] == 3
+    assert load_restored([directory], restore="auto", specs=SPECS)[1]["step"] == 3
 
 
 def test_full_disk_is_told_in_words(directory):
@@ -443,7 +443,7 @@ def fork_and_kill(directory):
         reader = os.fork()
         if reader == 0:
             remove_unfinished(directory, is_mine=True)
-            found = load_restored([directory], restore="auto", specs=specs)
+            _, found = load_restored([directory], restore="auto", specs=specs)
             step = next(iter(list_checkpoints(directory)), 0)  # killed too early
             # At most the one whose files were between two renames is not whole.
             is_good = found is None or found["w"][0] in (step, step - 1)

@@ -23,7 +23,7 @@ from absl import logging
 from mnist_dist.training.progress import Progress
 
 progress = Progress(
-    total_steps=5000, first_step=0, stream=sys.stdout, clock=itertools.count(0).__next__
+    total_steps=5000, stream=sys.stdout, clock=itertools.count(0).__next__
 )
 for step in range(1, 6):
     progress.update(
@@ -121,16 +121,14 @@ def update(progress, step):
 def test_plain_lines_are_few():
     now = [0.0]
     stream = io.StringIO()
-    progress = Progress(
-        total_steps=100, first_step=0, stream=stream, clock=lambda: now[0]
-    )
+    progress = Progress(total_steps=100, stream=stream, clock=lambda: now[0])
     for step in range(1, 51):
         now[0] += 1.0
         update(progress, step)
     progress.message("evaluated")
     progress.close()
     lines = stream.getvalue().splitlines()
-    steps = [int(line.split()[1].split("/")[0]) for line in lines if "left" in line]
+    steps = [int(line.split()[1].split("/")[0]) for line in lines if "loss" in line]
     assert steps == [1, 11, 21, 31, 41, 50]
     assert "step 50/100  0:50 left" in stream.getvalue()
     assert "evaluated" in lines
@@ -138,15 +136,16 @@ def test_plain_lines_are_few():
     assert "\x1b" not in stream.getvalue()
 
 
-def test_time_left_is_that_of_the_steps_of_this_process():
+def test_time_left_is_not_shown_before_the_speed_is_known():
     now = [0.0]
     stream = io.StringIO()
-    progress = Progress(
-        total_steps=8000, first_step=4000, stream=stream, clock=lambda: now[0]
-    )
-    now[0] += 1.0
+    progress = Progress(total_steps=8000, stream=stream, clock=lambda: now[0])
+    now[0] += 60.0  # of compiling, before and in the first call
     update(progress, 4001)
-    assert "1:06:39 left" in stream.getvalue()
+    assert "left" not in stream.getvalue()
+    now[0] += 10.0
+    update(progress, 4401)
+    assert "step 4,401/8,000  1:30 left" in stream.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +162,7 @@ def test_output_that_fails_does_not_end_the_run(error):
         def write(self, text):
             raise error
 
-    progress = Progress(total_steps=10, first_step=0, stream=Lost())
+    progress = Progress(total_steps=10, stream=Lost())
     update(progress, 1)
     progress.message("evaluated")
     progress.close()
@@ -172,7 +171,7 @@ def test_output_that_fails_does_not_end_the_run(error):
 def test_sign_that_the_stream_lacks_is_escaped():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
-    progress = Progress(total_steps=10, first_step=0, stream=stream)
+    progress = Progress(total_steps=10, stream=stream)
     progress.message("Größe ✓")
     update(progress, 1)
     progress.close()
@@ -182,7 +181,7 @@ def test_sign_that_the_stream_lacks_is_escaped():
 
 
 def test_no_stream_shows_nothing():
-    progress = Progress(total_steps=10, first_step=0, stream=None)
+    progress = Progress(total_steps=10, stream=None)
     update(progress, 1)
     progress.message("evaluated")
     progress.close()

@@ -1,0 +1,67 @@
+"""A run that goes on: options that are not given are those that it was begun with."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Set
+
+import numpy as np
+import tensorflow as tf
+
+from mnist_dist.device.strategy import broadcast_from_chief
+from mnist_dist.errors import InputError
+from mnist_dist.run.checkpoints import list_checkpoints
+from mnist_dist.run.config import is_restart, load_config
+from mnist_dist.run.directory import checkpoint_dirs, config_path
+from mnist_dist.training.options import OptionError, TrainingOptions
+
+_MAX_BYTES = 1 << 16  # of the options, as JSON
+
+
+def take_recorded(
+    options: TrainingOptions, given: Set[str], *, say: Callable[[str], None]
+) -> TrainingOptions:
+    """Returns options with a run's own in place of those that were not given.
+
+    A run is taken over if it has a checkpoint, and is not to be begun anew.
+
+    Args:
+      options: as they were given, with defaults.
+      given: names of those that were given.
+      say: is told which given ones differ from the run's.
+
+    Raises:
+      InputError: `config.json` is damaged, or an option in it is wrong.
+    """
+    directory = options.model_dir
+    begins_anew = options.restore == "none" and not is_restart(directory)
+    if begins_anew or not any(map(list_checkpoints, checkpoint_dirs(directory))):
+        return options
+    recorded = (load_config(directory) or {}).get("flags")
+    if not isinstance(recorded, dict):
+        return options
+    # Before it could be said they were the last.
+    recorded = {"validation_split": "last"} | recorded
+    try:
+        taken, changed = options.with_recorded(recorded, given)
+    except OptionError as error:
+        raise InputError(f"{config_path(directory)}: {error}") from error
+    for name, (old, new) in changed.items():
+        say(f"--{name}: {new}; the run had {old}")
+    return taken
+
+
+def share_options(
+    strategy: tf.distribute.Strategy, options: TrainingOptions
+) -> TrainingOptions:
+    """Returns options on every worker as the chief has them, but for a worker's own.
+
+    All workers must call it.
+    """
+    text = json.dumps(options.shared()).encode()
+    if len(text) > _MAX_BYTES:
+        raise InputError(
+            f"the options have {len(text)} bytes as JSON, expected at most {_MAX_BYTES}"
+        )
+    padded = np.frombuffer(text.ljust(_MAX_BYTES), np.uint8)
+    received = broadcast_from_chief(strategy, {"options": padded})["options"]
+    return dataclasses.replace(options, **json.loads(received.tobytes()))

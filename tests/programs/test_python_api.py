@@ -1,0 +1,217 @@
+"""`import mnist_dist`: what the programs do, called from Python as in a notebook."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mnist_dist
+from mnist_dist.__main__ import VERBS
+
+SHORT = "model='mlp', enable_xla='off', lr_schedule='constant', messages=None, progress=False"
+
+
+@pytest.fixture
+def run(fork_server, tmp_path):
+    """Runs a program text in a folder of its own; returns what it prints as JSON."""
+
+    def run(text, *, stderr=""):
+        process = fork_server.start("-c", text.replace("SHORT", SHORT), folder=tmp_path)
+        assert process.wait() == 0, process.stderr()
+        assert stderr in process.stderr()
+        return json.loads(process.stdout())
+
+    return run
+
+
+def test_import_takes_no_tensorflow_and_no_numpy():
+    program = (
+        "import sys, mnist_dist\n"
+        "names = dir(mnist_dist)\n"
+        "assert not {'numpy', 'tensorflow', 'absl'} & sys.modules.keys()\n"
+        "print(len(names))\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_public_names_are_there_and_none_is_a_programs():
+    for name in mnist_dist.__all__:
+        assert getattr(mnist_dist, name) is not None
+        assert name not in VERBS
+    with pytest.raises(AttributeError, match="no attribute 'train_models'"):
+        mnist_dist.train_models  # noqa: B018
+
+
+def test_two_models_train_one_after_the_other_in_one_process(run, tmp_path):
+    found = run(
+        "import json, mnist_dist\n"
+        "first = mnist_dist.train_model(model_dir='a', train_steps=20, SHORT)\n"
+        "other = mnist_dist.train_model(model_dir='b', train_steps=20, seed=2, SHORT)\n"
+        "again = mnist_dist.train_model(model_dir='c', train_steps=20, SHORT)\n"
+        "print(json.dumps([vars(r) for r in (first, other, again)]))\n"
+    )
+    first, other, again = found
+    assert first["accuracy"] == again["accuracy"] != other["accuracy"]
+    assert first == again | {
+        "model_dir": "a",
+        "checkpoint": "a/checkpoints/ckpt-20",
+        "saved_model": "a/export/20",
+    }
+    assert (first["step"], first["stopped_by"]) == (20, None)
+    assert first["ended"] == "all steps are done"
+    assert (first["best_accuracy"], first["best_step"]) == (first["accuracy"], 20)
+    assert Path(tmp_path, "a/checkpoints/ckpt-20.index").exists()
+    assert Path(tmp_path, "a/export/20/saved_model.pb").exists()
+
+
+def test_it_is_the_run_that_the_program_makes(run, fork_server, tmp_path):
+    run(
+        "import json, mnist_dist\n"
+        "mnist_dist.train_model(model_dir='python', train_steps=20, SHORT)\n"
+        "print(json.dumps(None))\n"
+    )
+    process = fork_server.start(
+        "mnist_dist.train",
+        *("--model_dir=program", "--model=mlp", "--enable_xla=off"),
+        *("--lr_schedule=constant", "--train_steps=20"),
+        folder=tmp_path,
+    )
+    assert process.wait() == 0, process.stderr()
+    records = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in dropped}
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("python", "program")
+        for dropped in [("time", "images_per_second")]
+    ]
+    assert records[0] == records[1]
+
+
+def test_a_function_is_a_model_and_hooks_hear_of_everything(run, tmp_path):
+    found = run(
+        "import json, keras, mnist_dist\n"
+        "def create(*, image_shape, num_classes):\n"
+        "    return keras.Sequential([keras.Input(image_shape),\n"
+        "        keras.layers.Flatten(), keras.layers.Dense(num_classes)])\n"
+        "told = {'records': [], 'evaluations': [], 'checkpoints': []}\n"
+        "mnist_dist.train_model(\n"
+        "    model_dir='run', model=create, train_steps=20, summary_interval=5,\n"
+        "    eval_interval=10, checkpoint_interval=10, messages=None, progress=False,\n"
+        "    on_record=lambda r: told['records'].append(r['step']),\n"
+        "    on_evaluation=lambda r: told['evaluations'].append(\n"
+        "        [r['step'], r['split'], r['num_examples']]),\n"
+        "    on_checkpoint=told['checkpoints'].append)\n"
+        "print(json.dumps(told))\n"
+    )
+    assert found["records"] == [5, 10, 15, 20]
+    assert found["evaluations"] == [[10, "test", 10_000], [20, "test", 10_000]]
+    assert {"run/checkpoints/ckpt-10", "run/checkpoints/ckpt-20"} <= set(
+        found["checkpoints"]
+    )
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["settings"]["model"] == "__main__:create"
+
+
+def test_a_thread_trains_and_signal_handlers_are_put_back(run):
+    found = run(
+        "import json, signal, threading, mnist_dist\n"
+        "before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]\n"
+        "results = []\n"
+        "def work():\n"
+        "    results.append(mnist_dist.train_model(model_dir='a', train_steps=3, SHORT))\n"
+        "thread = threading.Thread(target=work); thread.start(); thread.join()\n"
+        "results.append(mnist_dist.train_model(model_dir='b', train_steps=3, SHORT))\n"
+        "after = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]\n"
+        "print(json.dumps([before == after, [r.step for r in results]]))\n"
+    )
+    assert found == [True, [3, 3]]
+
+
+def test_a_signal_stops_it_and_the_next_call_goes_on(run, tmp_path):
+    found = run(
+        "import json, os, signal, mnist_dist\n"
+        "def stop(record):\n"
+        "    if record['step'] == 10: os.kill(os.getpid(), signal.SIGINT)\n"
+        "options = dict(model_dir='run', train_steps=30, summary_interval=5)\n"
+        "stopped = mnist_dist.train_model(on_record=stop, **options, SHORT)\n"
+        "ended = mnist_dist.train_model(**options, SHORT)\n"
+        "print(json.dumps([vars(stopped), vars(ended)]))\n"
+    )
+    stopped, ended = found
+    assert (stopped["ended"], stopped["stopped_by"]) == (None, "SIGINT")
+    assert 10 <= stopped["step"] < 30
+    assert stopped["checkpoint"] == f"run/checkpoints/ckpt-{stopped['step']}"
+    assert (ended["ended"], ended["step"]) == ("all steps are done", 30)
+
+
+def test_lock_is_free_after_an_error(run):
+    run(
+        "import json, mnist_dist\n"
+        "def fail(record): raise KeyError('mine')\n"
+        "options = dict(model_dir='run', train_steps=6, summary_interval=3)\n"
+        "try: mnist_dist.train_model(on_record=fail, **options, SHORT)\n"
+        "except KeyError: pass\n"
+        "assert mnist_dist.train_model(**options, SHORT).step == 6\n"
+        "try: mnist_dist.train_model(restore='4', **options, SHORT)\n"
+        "except mnist_dist.InputError as error: assert '--restore' in str(error)\n"
+        "assert mnist_dist.train_model(**options, SHORT).step == 6\n"
+        "print(json.dumps(None))\n"
+    )
+
+
+WRONG = [
+    ({"global_batch_size": 0}, "flag --global_batch_size=0: 0 is not an integer in the range [1, 1048576]"),
+    ({"seed": "x"}, "flag --seed=x: invalid literal for int() with base 10: 'x'"),
+    ({"optimizer": "lion"}, "flag --optimizer=lion: value should be one of <sgd|adam|adamw>"),
+    ({"learning_rate": float("nan")}, "--learning_rate: found nan, expected a finite number"),
+    ({"train_epochs": 1, "train_steps": 1}, "--train_epochs and --train_steps: found both, expected one of the two"),
+    ({"model_dir": ""}, "--model_dir: found nothing, expected a directory"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG)
+def test_wrong_options_are_value_errors_with_the_text_of_the_flags(
+    options, message, tmp_path
+):
+    with pytest.raises(mnist_dist.OptionError) as caught:
+        mnist_dist.train_model(**{"model_dir": str(tmp_path / "run")} | options)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, mnist_dist.InputError)
+    assert str(caught.value) == message
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_are_listed_by_help_and_unknown_ones_are_type_errors():
+    with pytest.raises(TypeError, match="learning_rates"):
+        mnist_dist.train_model(model_dir="x", learning_rates=1)
+    assert "global_batch_size" in str(
+        __import__("inspect").signature(mnist_dist.train_model)
+    )
+
+
+def test_options_not_given_are_the_runs_own_and_given_ones_are_named(run):
+    found = run(
+        "import json, mnist_dist\n"
+        "said = []\n"
+        "options = dict(model_dir='run', messages=said.append, progress=False)\n"
+        "mnist_dist.train_model(model='mlp', train_steps=10, seed=5, enable_xla='off',\n"
+        "    lr_schedule='constant', **options)\n"
+        "said.clear()\n"
+        "result = mnist_dist.train_model(train_steps=20, **options)\n"
+        "config = json.load(open('run/config.json'))\n"
+        "refused = None\n"
+        "try: mnist_dist.train_model(seed=6, train_steps=30, **options)\n"
+        "except mnist_dist.InputError as error: refused = str(error)\n"
+        "print(json.dumps([result.step, config['flags'], said, refused]))\n"
+    )
+    step, flags, said, refused = found
+    assert step == 20
+    own = {"model": "mlp", "seed": 5, "lr_schedule": "constant", "enable_xla": "off"}
+    assert flags.items() >= own.items()
+    assert said[0] == "--train_steps: 20; the run had 10"
+    assert said[2].startswith("goes on from   run/checkpoints/ckpt-10 (step 10, epoch ")
+    assert "--seed: found 6, the run has 5" in refused
+    assert "--model" not in refused.replace("--model_dir", "")
