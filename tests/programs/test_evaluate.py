@@ -14,7 +14,7 @@ import tensorflow as tf
 from run_factory import create_run, save_data_set
 
 from mnist_dist.data import load_dataset
-from mnist_dist.run.directory import open_for_writing
+from mnist_dist.run.lock import open_for_writing
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 
 import keras
@@ -132,11 +133,13 @@ def test_killed_export_leaves_no_version_and_the_next_one_clears_up(
     create_run(tmp_path / "run", data_dir=data_dir, steps=(5,))
     directory = tmp_path / "run" / "export"
     process = start_export(fork_server, f"--model_dir={tmp_path}/run")
-    staging = f".writing-{socket.gethostname()}-{process.pid}"
-    process.wait_for(directory / staging)
+    process.wait_for(directory)
+    while not (left := os.listdir(directory)):
+        time.sleep(0.005)
     process.kill(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert os.listdir(directory) == [staging]
+    assert left[0].startswith(f".writing-{socket.gethostname()}-{process.pid}-")
+    assert os.listdir(directory) == left
     export(fork_server, f"--model_dir={tmp_path}/run")
     assert os.listdir(directory) == ["5"]
 

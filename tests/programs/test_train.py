@@ -359,16 +359,15 @@ def test_evaluation_that_no_checkpoint_knows_counts(undisturbed, train, tmp_path
     assert (best["best/step"], best["best/accuracy"]) == (120, accuracies[-1])
 
 
-def test_damaged_records_are_found_before_anything_changes(
+def test_records_that_cannot_be_read_are_found_before_anything_changes(
     undisturbed, run_train, tmp_path
 ):
     model_dir = shutil.copytree(undisturbed[0], tmp_path / "run")
-    metrics = model_dir / "metrics.jsonl"
-    metrics.write_text("junk\n" + metrics.read_text())
+    os.truncate(model_dir / "metrics.jsonl", (1 << 30) + 1)
     flags = ["--train_steps=120", "--restore=40"]
     result = run_train(f"--model_dir={model_dir}", *COMMON, *flags)
     assert result.returncode == 2
-    assert "line 1 is not a metrics record" in result.stderr
+    assert "metrics.jsonl: found 1073741825 bytes, expected at" in result.stderr
     assert list_checkpoints(str(model_dir / "checkpoints")) == [120, 80, 40]
 
 

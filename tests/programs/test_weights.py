@@ -17,7 +17,7 @@ from mnist_dist.layer_weights.layers import load_layer, set_layer
 from mnist_dist.layer_weights.weight_sources import load_weights
 from mnist_dist.run.checkpoint_choice import read_newest
 from mnist_dist.run.checkpoints import list_checkpoints, load_arrays
-from mnist_dist.run.directory import open_for_writing
+from mnist_dist.run.lock import open_for_writing
 
 MINE = """
 import keras

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import socket
 
 import numpy as np
 import openvino
@@ -19,6 +18,7 @@ from mnist_dist.artifacts.model_card import load_model_card
 from mnist_dist.artifacts.saved_model import export_saved_model
 from mnist_dist.data import load_dataset
 from mnist_dist.errors import InputError, RunError
+from mnist_dist.files.durable import staging_folder
 from mnist_dist.inference.trained_model import load_trained_model
 
 SHAPE, NUM_CLASSES = (6, 5, 3), 4
@@ -252,13 +252,13 @@ def test_what_does_not_compute_the_same_is_not_published(run, tmp_path, monkeypa
 
 
 def test_only_leftovers_of_dead_processes_are_removed(run, tmp_path):
-    host = socket.gethostname()
-    living = [f".writing-{host}-{os.getppid()}", ".writing-elsewhere-1", "notes"]
-    dead = [f".writing-{host}-{2**22 + 1}", f".writing-{host}-{2**22 + 1}.old:notes"]
-    for name in living + dead:
-        (tmp_path / name).mkdir()
-    export(run, tmp_path, data=False)
-    assert sorted(os.listdir(tmp_path)) == sorted([*living, "2"])
+    (tmp_path / "notes").mkdir()
+    with staging_folder(str(tmp_path)) as living:
+        (tmp_path / ".writing-dead").mkdir()
+        (tmp_path / ".writing-dead" / ".lock").touch()  # which nobody holds
+        export(run, tmp_path, data=False)
+        left = sorted([os.path.basename(living), "notes", "2"])
+        assert sorted(os.listdir(tmp_path)) == left
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file"])

@@ -9,7 +9,8 @@ from run_factory import create_run, save_data_set
 
 from mnist_dist.evaluation import checkpoint_watch
 from mnist_dist.evaluation.checkpoint_watch import follow_checkpoints
-from mnist_dist.run.directory import config_path, open_for_writing
+from mnist_dist.run.directory import config_path
+from mnist_dist.run.lock import open_for_writing
 
 
 @pytest.fixture
