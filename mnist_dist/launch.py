@@ -16,6 +16,7 @@ code is returned. Whatever ends the launcher ends its workers.
 
 import functools
 import os
+import secrets
 import socket
 import sys
 import uuid
@@ -26,7 +27,7 @@ from absl import flags
 from mnist_dist.cli import program
 from mnist_dist.cli.module_path import interpreter_flags
 from mnist_dist.cli.standard_streams import ignore_write_errors
-from mnist_dist.cluster.membership import LAUNCH_ID
+from mnist_dist.cluster.membership import LAUNCH_ID, TOKEN
 from mnist_dist.cluster.rendezvous import agree_with_hosts
 from mnist_dist.cluster.worker_group import StopSignals, run_workers, say
 from mnist_dist.errors import EXIT_INPUT, EXIT_STOPPED, InputError
@@ -113,6 +114,8 @@ def launch(
       PeerError: another host did not come, or a signal ended the wait for it.
     """
     environments = _environments(num_workers)
+    shared_token = os.environ.get(TOKEN, "")
+    token = shared_token or secrets.token_hex(16)
     stop = StopSignals()
     delay, restart = FIRST_DELAY, 0
     while True:
@@ -121,21 +124,26 @@ def launch(
         ports = _free_ports(num_workers)
         workers, first_rank = [f"127.0.0.1:{port}" for port in ports], 0
         if nnodes > 1:
-            workers, first_rank = agree_with_hosts(
+            agreement = agree_with_hosts(
                 ports,
                 nnodes=nnodes,
                 node_rank=node_rank,
                 master=master,
                 timeout=timeout,
+                shared_token=shared_token,
+                new_token=token,
                 is_stopping=lambda: stop.signal is not None,
+                say=say,
             )
+            workers, first_rank = agreement.workers, agreement.first_rank
+            token = agreement.token
         hosts = f"--worker_hosts={','.join(workers)}"
         failed = run_workers(
             {
                 rank: [*command, hosts, f"--task_index={rank}"]
                 for rank in range(first_rank, first_rank + num_workers)
             },
-            environments=environments,
+            environments=[environment | {TOKEN: token} for environment in environments],
             model_dir=model_dir,
             stop=stop,
         )

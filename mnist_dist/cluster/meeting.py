@@ -1,19 +1,22 @@
 """The workers of a run meet before TensorFlow connects them."""
 
-import contextlib
 import json
-import socket
-import socketserver
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from mnist_dist.cluster.membership import Cluster, split_address
+from absl import logging
+
+from mnist_dist.cluster.membership import TOKEN, Cluster, split_address
+from mnist_dist.cluster.messages import Channel, connect, listen
+from mnist_dist.cluster.reminder import Reminder
 from mnist_dist.errors import InputError, PeerError
 
-_MAX_MESSAGE = 1 << 20  # bytes a peer may send
 _PORT_PATIENCE = 5.0  # seconds a port may take to be free after a restart
+_FAREWELL_SECONDS = 2.0  # that a worker that was started otherwise still answers
+_MAX_QUOTED = 200  # characters of a peer's value in an error
 
 
 def meet_peers(
@@ -22,6 +25,7 @@ def meet_peers(
     greeting: Mapping[str, object],
     timeout: float,
     is_stopping: Callable[[], bool] = lambda: False,
+    token: str | None = None,
 ) -> None:
     """Returns when every worker has reached every other on its cluster port.
 
@@ -30,31 +34,56 @@ def meet_peers(
     when all have answered and all have asked, so nobody still needs it when it gives
     the port to TensorFlow. All may start in any order.
 
+    A peer's greeting is believed to differ if the peer knows the token. Where there is
+    none, only what answers at the peer's own address is believed.
+
     Args:
       cluster: with several workers.
       greeting: what must be the same on all of them, as JSON values by name.
       timeout: seconds.
       is_stopping: whether to wait no longer.
+      token: of the launch; None takes it from the environment; empty if there is none.
 
     Raises:
       PeerError: a peer could not be reached, or could not reach this worker, or the
         port is taken, or the wait was stopped.
       InputError: a peer's greeting is another.
     """
-    meeting = _Meeting(cluster, greeting=greeting)
+    token = os.environ.get(TOKEN, "") if token is None else token
+    meeting = Meeting(cluster, greeting=greeting, token=token)
     deadline = time.monotonic() + timeout
-    with _listen(meeting, patience=min(_PORT_PATIENCE, timeout)):
-        for rank in meeting.peers:
-            threading.Thread(
-                target=meeting.ask, args=(rank, deadline), daemon=True
-            ).start()
-        meeting.wait(deadline, timeout=timeout, is_stopping=is_stopping)
+    address = cluster.workers[cluster.rank]
+    port = split_address(address)[1]
+    try:
+        with listen(
+            port,
+            meeting.reply,
+            token=token,
+            patience=min(_PORT_PATIENCE, timeout),
+        ):
+            for rank in meeting.peers:
+                threading.Thread(
+                    target=meeting.ask, args=(rank, deadline), daemon=True
+                ).start()
+            meeting.wait(deadline, timeout=timeout, is_stopping=is_stopping)
+    except OSError as error:
+        raise PeerError(
+            f"worker {cluster.rank} ({address}) cannot listen on port {port} of this "
+            f"host: {error.strerror or error}"
+        ) from error
 
 
-class _Meeting:
-    """What is known of the peers; its methods run in a thread for each peer."""
+class Meeting:
+    """What is known of the peers; its methods run in a thread for each peer.
 
-    def __init__(self, cluster: Cluster, *, greeting: Mapping[str, object]) -> None:
+    Attributes:
+      message: what this worker tells its peers.
+      difference: what a peer was told otherwise; None if nothing is known of that.
+    """
+
+    def __init__(
+        self, cluster: Cluster, *, greeting: Mapping[str, object], token: str
+    ) -> None:
         self.cluster = cluster
         self.peers = [r for r in range(cluster.num_workers) if r != cluster.rank]
         self.message: dict[str, Any] = {
@@ -62,39 +91,50 @@ class _Meeting:
             "rank": cluster.rank,
             "greeting": json.loads(json.dumps(dict(greeting))),  # as it arrives
         }
+        # A peer says about as much.
+        self._max_bytes = 2 * len(json.dumps(self.message)) + (1 << 16)
+        self._token = token
         self._changed = threading.Condition()
         self._answered: set[int] = set()
         self._asked: set[int] = set()
+        self._told: set[int] = set()  # to whom this worker has answered
         self._trouble = dict.fromkeys(self.peers, "no answer")
-        self._difference: str | None = None
+        self.difference: str | None = None
 
     def ask(self, rank: int, deadline: float) -> None:
         """Asks one peer until it answers."""
         address = split_address(self.cluster.workers[rank])
         while (left := deadline - time.monotonic()) > 0:
             try:
-                with socket.create_connection(address, timeout=min(left, 5)) as peer:
-                    _send(peer, self.message)
-                    with peer.makefile("rb") as answer:
-                        message = _receive(answer)
-                if message.get("rank") != rank:
+                channel = connect(address, token=self._token, seconds=min(left, 5))
+                try:
+                    channel.send(self.message)
+                    message = channel.receive(self._max_bytes)
+                finally:
+                    channel.close()
+                if self._token and not channel.is_proven:
+                    raise ValueError(
+                        f"what listens there does not know the launch's {TOKEN}"
+                    )
+                if _rank_of(message) != rank:
                     raise ValueError("what listens there is no worker of this run")
-                self._note(self._answered, message)
+                self._note(self._answered, rank, self._differences(message))
                 return
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 self._trouble[rank] = str(error)
             time.sleep(0.1)
 
-    def reply(self, connection: socket.socket) -> None:
+    def reply(self, channel: Channel) -> None:
         """Answers one connection; whoever is no peer gets nothing."""
-        connection.settimeout(5)
-        with contextlib.suppress(OSError, ValueError):
-            with connection.makefile("rb") as question:
-                message = _receive(question)
-            if message.get("rank") not in self.peers:
-                return
-            _send(connection, self.message)
-            self._note(self._asked, message)
+        message = channel.receive(self._max_bytes)
+        rank = _rank_of(message)
+        if rank not in self.peers or (self._token and not channel.is_proven):
+            return
+        channel.send(self.message)
+        self._told.add(rank)
+        differences = self._differences(message)
+        if channel.is_proven or not differences:
+            self._note(self._asked, rank, differences)
 
     def wait(
         self, deadline: float, *, timeout: float, is_stopping: Callable[[], bool]
@@ -102,105 +142,68 @@ class _Meeting:
         """Returns when all have answered and asked."""
         needed = set(self.peers)
         with self._changed:
+            reminder = Reminder()
             while time.monotonic() < deadline and not (
-                self._difference or self._answered == self._asked == needed
+                self.difference or self._answered == self._asked == needed
             ):
+                missing = sorted(needed - (self._answered & self._asked))
                 if is_stopping():
-                    missing = needed - (self._answered & self._asked)
-                    names = [
-                        f"{r} ({self.cluster.workers[r]})" for r in sorted(missing)
-                    ]
-                    raise PeerError(
-                        f"stopped while waiting for worker {', '.join(names)}"
-                    )
+                    names = ", ".join(map(self._name, missing))
+                    raise PeerError(f"stopped while waiting for worker {names}")
+                if reminder.is_due():
+                    why = [f"{self._name(r)}: {self._trouble[r]}" for r in missing]
+                    logging.warning("waiting for worker %s", "; ".join(why))
                 self._changed.wait(0.2)
-            if self._difference:
-                raise InputError(self._difference)
+            if self.difference:
+                # The others are to see it too, before this port is closed.
+                last = time.monotonic() + _FAREWELL_SECONDS
+                while self._told != needed and time.monotonic() < last:
+                    self._changed.wait(0.05)
+                raise InputError(self.difference)
             for rank in sorted(needed - (self._answered & self._asked)):
-                name = f"worker {rank} ({self.cluster.workers[rank]})"
                 if rank in self._answered:
                     raise PeerError(
-                        f"{name} answers, but has not reached this worker at "
-                        f"{self.cluster.workers[self.cluster.rank]} within {timeout:g} "
-                        "seconds (--cluster_timeout)"
+                        f"worker {self._name(rank)} answers, but has not reached this "
+                        f"worker at {self.cluster.workers[self.cluster.rank]} within "
+                        f"{timeout:g} seconds (--cluster_timeout)"
                     )
                 raise PeerError(
-                    f"{name} was not reached within {timeout:g} seconds "
-                    f"(--cluster_timeout): {self._trouble[rank]}"
+                    f"worker {self._name(rank)} was not reached within {timeout:g} "
+                    f"seconds (--cluster_timeout): {self._trouble[rank]}"
                 )
 
-    def _note(self, ranks: set[int], message: dict) -> None:
-        mine, theirs = self.message, message
-        flat = {"--worker_hosts": (mine["workers"], theirs.get("workers"))}
-        greeting = theirs.get("greeting")
-        greeting = greeting if isinstance(greeting, dict) else {}
-        for name in sorted(mine["greeting"].keys() | greeting.keys()):
-            flat[name] = (mine["greeting"].get(name), greeting.get(name))
-        different = [
-            f"{name} is {json.dumps(a)} here, {json.dumps(b)} there"
-            for name, (a, b) in flat.items()
-            if a != b
+    def _name(self, rank: int) -> str:
+        return f"{rank} ({self.cluster.workers[rank]})"
+
+    def _differences(self, message: dict[str, Any]) -> list[str]:
+        """Says what a peer was told otherwise than this worker."""
+        mine, theirs = self.message["greeting"], message.get("greeting")
+        theirs = theirs if isinstance(theirs, dict) else {}
+        pairs = {"--worker_hosts": (self.message["workers"], message.get("workers"))}
+        for name in sorted(mine.keys() | theirs.keys()):
+            pairs[name] = (mine.get(name), theirs.get(name))
+        return [
+            f"{name} is {_quote(here)} here, {_quote(there)} there"
+            for name, (here, there) in pairs.items()
+            if here != there
         ]
+
+    def _note(self, ranks: set[int], rank: int, differences: list[str]) -> None:
         with self._changed:
-            ranks.add(message["rank"])
-            if different:
-                self._difference = (
-                    f"worker {message['rank']} was started otherwise than worker "
-                    f"{self.cluster.rank}: {'; '.join(different)}"
+            ranks.add(rank)
+            if differences:
+                self.difference = (
+                    f"worker {rank} was started otherwise than worker "
+                    f"{self.cluster.rank}: {'; '.join(differences)}"
                 )
             self._changed.notify_all()
 
 
-@contextlib.contextmanager
-def _listen(meeting: _Meeting, *, patience: float) -> Iterator[None]:
-    class Handler(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            meeting.reply(self.request)
-
-    class Server(socketserver.ThreadingTCPServer):
-        allow_reuse_address = True
-        daemon_threads = True
-        block_on_close = False
-        request_queue_size = 128
-        address_family = (
-            socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-        )
-
-        def server_bind(self) -> None:
-            if self.address_family == socket.AF_INET6:
-                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            super().server_bind()
-
-    workers, rank = meeting.cluster.workers, meeting.cluster.rank
-    port = split_address(workers[rank])[1]
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            server = Server(("", port), Handler)
-            break
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise PeerError(
-                    f"worker {rank} ({workers[rank]}) cannot listen on port {port} of "
-                    f"this host: {error.strerror or error}"
-                ) from error
-            time.sleep(0.2)
-    with server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()
+def _rank_of(message: dict[str, Any]) -> int:
+    rank = message.get("rank")
+    return rank if isinstance(rank, int) and not isinstance(rank, bool) else -1
 
 
-def _send(connection: socket.socket, message: dict) -> None:
-    connection.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _receive(file: IO[bytes]) -> dict:
-    message = json.loads(file.readline(_MAX_MESSAGE))
-    if not isinstance(message, dict):
-        raise ValueError("what listens there is no worker of this run")
-    return message
+def _quote(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}..."

@@ -16,6 +16,8 @@ from mnist_dist.errors import InputError
 # Names, in the environment and in `config.json`, what started a run and starts it again
 # by the same command line: `launch`, a Slurm job, a Kubernetes Job.
 LAUNCH_ID = "MNIST_DIST_LAUNCH"
+# In the environment: a secret by which the processes of a launch know each other.
+TOKEN = "MNIST_DIST_TOKEN"
 # In the environment of the evaluator: when it was started, in seconds since 1970.
 EVALUATOR_SINCE = "MNIST_DIST_EVALUATOR_SINCE"
 

@@ -1,16 +1,34 @@
 """The launchers of several hosts agree on the list of all workers."""
 
 import contextlib
-import json
-import select
-import socket
+import dataclasses
+import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from mnist_dist.cluster.membership import split_address
+from mnist_dist.cluster.messages import Channel, connect, listen
+from mnist_dist.cluster.reminder import Reminder
 from mnist_dist.errors import PeerError
 
-_MESSAGE_SECONDS = 5.0  # that a launcher may take to send its line
+_MAX_REQUEST, _MAX_ANSWER = 1 << 16, 1 << 22  # bytes
+_MAX_WORKERS = 256  # of one host, as `launch` has them
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """What the launchers of all hosts know after they have met.
+
+    Attributes:
+      workers: `host:port` of all workers by rank.
+      first_rank: rank of this host's first worker.
+      token: that the workers prove themselves with.
+    """
+
+    workers: list[str]
+    first_rank: int
+    token: str
 
 
 def agree_with_hosts(
@@ -20,8 +38,11 @@ def agree_with_hosts(
     node_rank: int,
     master: tuple[str, int],
     timeout: float,
+    shared_token: str = "",
+    new_token: str = "",
     is_stopping: Callable[[], bool] = lambda: False,
-) -> tuple[list[str], int]:
+    say: Callable[[str], None] = lambda text: None,
+) -> Agreement:
     """Tells the first host's launcher this host's ports, and learns all workers.
 
     Args:
@@ -30,117 +51,164 @@ def agree_with_hosts(
       node_rank: place of this host.
       master: host and port where the first host's launcher listens.
       timeout: seconds to wait for the other hosts.
+      shared_token: that all launchers were started with: whoever does not know it is
+        none of them. Without one, whoever comes first is believed.
+      new_token: that the first host gives to all where there is no shared one.
       is_stopping: whether to wait no longer.
-
-    Returns:
-      `host:port` of all workers by rank, and the rank of this host's first.
+      say: tells a person what is waited for.
 
     Raises:
       PeerError: a host did not come in time, or the wait was stopped.
     """
     deadline = time.monotonic() + timeout
-    hosts = (
-        _gather(ports, nnodes, master, deadline, is_stopping)
-        if node_rank == 0
-        else _join(ports, node_rank, master, deadline, is_stopping)
-    )
-    return [w for host in hosts for w in host], sum(map(len, hosts[:node_rank]))
+
+    def check() -> None:
+        if is_stopping():
+            raise PeerError("stopped while waiting for the other hosts")
+
+    if node_rank == 0:
+        gathering = Gathering(ports, nnodes=nnodes, host=master[0], token=shared_token)
+        return gathering.run(
+            master[1], deadline=deadline, new_token=new_token, check=check, say=say
+        )
+    return _join(ports, node_rank, master, shared_token, deadline, check, say)
 
 
-def _gather(
-    ports: list[int],
-    nnodes: int,
-    master: tuple[str, int],
-    deadline: float,
-    is_stopping: Callable[[], bool],
-) -> list[list[str]]:
-    address, port = master
-    hosts = {0: [f"{_bracketed(address)}:{p}" for p in ports]}
-    try:
-        server = _listen(port)
-    except OSError as error:
-        raise PeerError(
-            f"--master_port: cannot listen on {port}: {error.strerror}"
-        ) from error
-    with contextlib.ExitStack() as connections:
-        connections.enter_context(server)
-        joined: list[socket.socket] = []
-        while len(hosts) < nnodes:
-            if not _wait(deadline, is_stopping, server):
-                missing = sorted(set(range(nnodes)) - hosts.keys())
-                raise PeerError(
-                    f"--nnodes: host {', '.join(map(str, missing))} of {nnodes} did "
-                    "not come within --cluster_timeout"
-                )
-            connection, (peer, *_) = server.accept()
-            connections.enter_context(connection)
-            connection.settimeout(_MESSAGE_SECONDS)
-            try:
-                message = json.loads(connection.makefile("rb").readline(1 << 16))
-                rank = int(message["node_rank"])
-                # As a dual-stack socket names an IPv4 host.
-                host = _bracketed(peer.removeprefix("::ffff:"))
-                workers = [f"{host}:{int(p)}" for p in message["ports"]]
-                for worker in workers:
-                    split_address(worker)
-                if not 0 < rank < nnodes:
-                    raise ValueError(rank)
-            except (OSError, ValueError, KeyError, TypeError):
-                connection.close()  # whoever that was
-                continue
-            hosts[rank] = workers
-            joined.append(connection)
-        ordered = [hosts[rank] for rank in range(nnodes)]
-        for connection in joined:
-            with contextlib.suppress(OSError):
-                connection.sendall(json.dumps(ordered).encode() + b"\n")
-    return ordered
+class Gathering:
+    """The first host's side: who has come so far."""
+
+    def __init__(self, ports: list[int], *, nnodes: int, host: str, token: str) -> None:
+        self._nnodes = nnodes
+        self._token = token
+        self._lock = threading.Lock()
+        self._hosts = {0: _addresses(host, ports)}
+        self._channels: dict[int, Channel] = {}
+
+    def take(self, channel: Channel) -> bool:
+        """Takes a host in; returns False if it is none of this run."""
+        message = channel.receive(_MAX_REQUEST)
+        if self._token and not channel.is_proven:
+            return False
+        rank, ports = message.get("node_rank"), message.get("ports")
+        if not _is_whole(rank, below=self._nnodes) or rank == 0:
+            return False
+        if not isinstance(ports, list) or not 0 < len(ports) <= _MAX_WORKERS:
+            return False
+        if not all(_is_whole(port, below=1 << 16) and port for port in ports):
+            return False
+        with self._lock:
+            if rank in self._channels:  # it has come again
+                self._channels[rank].close()
+            self._hosts[rank] = _addresses(channel.peer_address, ports)
+            self._channels[rank] = channel
+        return True
+
+    def run(
+        self,
+        port: int,
+        *,
+        deadline: float,
+        new_token: str,
+        check: Callable[[], None],
+        say: Callable[[str], None],
+    ) -> Agreement:
+        """Waits for all hosts and answers them."""
+        reminder = Reminder()
+        try:
+            with listen(port, self.take, token=self._token):
+                while missing := ", ".join(map(str, self.missing())):
+                    check()
+                    if time.monotonic() > deadline:
+                        raise PeerError(
+                            f"--nnodes: host {missing} of {self._nnodes} did not come "
+                            "within --cluster_timeout"
+                        )
+                    if reminder.is_due():
+                        say(f"waiting on port {port} for host {missing}")
+                    time.sleep(0.05)
+        except OSError as error:
+            raise PeerError(
+                f"--master_port: cannot listen on {port}: {error.strerror}"
+            ) from error
+        token = self._token or new_token
+        hosts = [self._hosts[rank] for rank in range(self._nnodes)]
+        answer: dict[str, Any] = {"hosts": hosts}
+        if not self._token:
+            answer["token"] = token
+        for channel in self._channels.values():
+            with contextlib.suppress(OSError, ValueError):
+                channel.restart_clock()
+                channel.send(answer)
+            channel.close()
+        return _agreement(hosts, node_rank=0, token=token)
+
+    def missing(self) -> list[int]:
+        """Returns the hosts that have not come yet."""
+        return sorted(set(range(self._nnodes)) - self._hosts.keys())
 
 
 def _join(
     ports: list[int],
     node_rank: int,
     master: tuple[str, int],
+    shared_token: str,
     deadline: float,
-    is_stopping: Callable[[], bool],
-) -> list[list[str]]:
+    check: Callable[[], None],
+    say: Callable[[str], None],
+) -> Agreement:
     trouble = "no answer"
+    reminder = Reminder()
+    where = f"{master[0]}:{master[1]}"
+
+    def wait() -> None:
+        check()
+        if reminder.is_due():
+            say(f"waiting for the first host, {where}: {trouble}")
+
     while (left := deadline - time.monotonic()) > 0:
         try:
-            with socket.create_connection(master, timeout=min(left, 5)) as connection:
-                message = {"node_rank": node_rank, "ports": ports}
-                connection.sendall(json.dumps(message).encode() + b"\n")
-                # The answer comes when all hosts are there.
-                if _wait(deadline, is_stopping, connection):
-                    return json.loads(connection.makefile("rb").readline(1 << 20))
+            channel = connect(master, token=shared_token, seconds=left)
+            with contextlib.closing(channel):
+                channel.send({"node_rank": node_rank, "ports": ports})
                 trouble = "not all hosts have come"
+                # The answer comes when all hosts are there.
+                answer = channel.receive(_MAX_ANSWER, check=wait)
+                if shared_token and not channel.is_proven:
+                    raise ValueError("it does not know the launch's token")
+                token = shared_token or str(answer.get("token", ""))
+                hosts = _checked_hosts(answer.get("hosts"), node_rank, len(ports))
+                return _agreement(hosts, node_rank=node_rank, token=token)
         except (OSError, ValueError) as error:
             trouble = str(error)
-        _wait(time.monotonic() + 0.2, is_stopping)
+        wait()
+        time.sleep(0.2)
     raise PeerError(
-        f"--master_addr: {master[0]}:{master[1]} was not reached within "
-        f"--cluster_timeout: {trouble}"
+        f"--master_addr: {where} was not reached within --cluster_timeout: {trouble}"
     )
 
 
-def _listen(port: int) -> socket.socket:
-    if socket.has_dualstack_ipv6():
-        family = socket.AF_INET6
-        return socket.create_server(("", port), family=family, dualstack_ipv6=True)
-    return socket.create_server(("", port))
+def _checked_hosts(hosts: object, node_rank: int, num_workers: int) -> list[list[str]]:
+    """Checks what the first host's launcher sent; raises `ValueError`."""
+    if not isinstance(hosts, list) or not all(isinstance(h, list) for h in hosts):
+        raise ValueError("its answer has no lists of workers")
+    for worker in [worker for host in hosts for worker in host]:
+        split_address(str(worker))
+    if len(hosts) <= node_rank or len(hosts[node_rank]) != num_workers:
+        raise ValueError("its answer lacks this host's workers")
+    return [[str(worker) for worker in host] for host in hosts]
 
 
-def _wait(
-    deadline: float, is_stopping: Callable[[], bool], *sources: socket.socket
-) -> bool:
-    """Waits until a source can be read; returns False when the time is over."""
-    while (left := deadline - time.monotonic()) > 0:
-        if is_stopping():
-            raise PeerError("stopped while waiting for the other hosts")
-        if select.select(sources, [], [], min(left, 0.1))[0]:
-            return True
-    return False
+def _agreement(hosts: list[list[str]], *, node_rank: int, token: str) -> Agreement:
+    return Agreement(
+        workers=[worker for host in hosts for worker in host],
+        first_rank=sum(map(len, hosts[:node_rank])),
+        token=token,
+    )
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _is_whole(value: object, *, below: int) -> bool:
+    return isinstance(value, int) and value is not True and 0 <= value < below
+
+
+def _addresses(host: str, ports: list[int]) -> list[str]:
+    return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for port in ports]

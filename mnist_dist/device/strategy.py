@@ -169,8 +169,8 @@ def names_lost_peers(cluster: Cluster) -> Iterator[None]:
         tasks = sorted(set(re.findall(r"/job:worker/replica:0/task:(\d+)", str(error))))
         who = f"worker {' or '.join(tasks)}" if tasks else "another worker"
         raise PeerError(
-            f"{who} is gone; start all workers again and the run goes on from its "
-            f"newest checkpoint ({reason.strip()})"
+            f"{who} is gone; unless its own output names an error, start all workers "
+            f"again and the run goes on from its newest checkpoint ({reason.strip()})"
         ) from error
 
 

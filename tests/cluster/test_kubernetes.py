@@ -206,6 +206,13 @@ def launch_of(template):
     return variable["valueFrom"]["fieldRef"]
 
 
+def test_workers_share_a_token_that_no_other_pod_is_told(variants):
+    for objects in variants.values():
+        env = {e["name"]: e for e in container(templates(objects)["worker"])["env"]}
+        field = env["MNIST_DIST_TOKEN"]["valueFrom"]["fieldRef"]["fieldPath"]
+        assert field == "metadata.labels['batch.kubernetes.io/controller-uid']"
+
+
 def test_restarted_pods_are_of_the_same_launch(variants):
     # A Job replaces its pods; a JobSet replaces its Jobs, and keeps its name.
     for name in VARIANTS:
@@ -447,6 +454,7 @@ def test_gpus_and_their_shared_memory(variants):
         assert (
             "nvidia.com/gpu" in container(worker)["resources"]["limits"]
         ) is has_gpus
+        assert ("--num_gpus=1" in container(worker)["args"]) is has_gpus
         mounts = {m["mountPath"]: m["name"] for m in container(worker)["volumeMounts"]}
         assert ("/dev/shm" in mounts) is has_gpus
         if has_gpus:

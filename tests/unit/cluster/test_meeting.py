@@ -1,11 +1,14 @@
+import functools
 import socket
 import threading
 import time
 
 import pytest
 
+from mnist_dist.cluster import meeting
 from mnist_dist.cluster.meeting import meet_peers
-from mnist_dist.cluster.membership import Cluster
+from mnist_dist.cluster.membership import Cluster, split_address
+from mnist_dist.cluster.messages import connect
 from mnist_dist.errors import InputError, PeerError
 
 
@@ -17,9 +20,9 @@ def free_addresses(count):
     return addresses
 
 
-def meet_all(delays, greetings=None, timeout=5.0):
+def meet_all(delays, greetings=None, timeout=5.0, tokens=None, addresses=None):
     """Lets a thread for each worker meet the others; returns what each raised."""
-    addresses = free_addresses(len(delays))
+    addresses = addresses or free_addresses(len(delays))
     outcomes = [None] * len(delays)
 
     def meet(rank):
@@ -27,7 +30,10 @@ def meet_all(delays, greetings=None, timeout=5.0):
         greeting = greetings[rank] if greetings else {}
         try:
             meet_peers(
-                Cluster("test", addresses, rank), greeting=greeting, timeout=timeout
+                Cluster("test", addresses, rank),
+                greeting=greeting,
+                timeout=timeout,
+                token=tokens[rank] if tokens else "",
             )
         except Exception as error:
             outcomes[rank] = error
@@ -70,11 +76,59 @@ def test_missing_peer_is_named_within_the_timeout():
         assert f"worker 1 ({addresses[1]}) was not reached within 1 s" in error
 
 
-def test_worker_started_otherwise_is_refused_by_all():
+@pytest.mark.parametrize("tokens", [None, ["secret"] * 2])
+def test_worker_started_otherwise_is_refused_by_all(tokens):
     greetings = [{"seed": 1, "b": 2}, {"seed": 2, "b": 2}]
-    _, outcomes = meet_all((0, 0.3), greetings)
+    _, outcomes = meet_all((0, 0.3), greetings, tokens=tokens)
     assert [type(o) for o in outcomes] == [InputError, InputError]
     assert "seed is 1 here, 2 there" in str(outcomes[0])
+
+
+def test_worker_of_another_launch_is_none_of_ours():
+    _, outcomes = meet_all((0, 0), tokens=["secret", "guess"], timeout=1)
+    assert [type(o) for o in outcomes] == [PeerError, PeerError]
+    assert "it hangs up, as one of another launch does" in str(outcomes[0])
+
+
+@pytest.mark.parametrize("token", ["", "secret"])
+def test_forged_greeting_changes_nothing(token):
+    addresses = free_addresses(2)
+    forged = {"workers": list(addresses), "rank": 1, "greeting": {"seed": 2}}
+    answers = []
+
+    def forge():
+        time.sleep(0.3)
+        for forgers_token in ("", "guess"):
+            channel = connect(split_address(addresses[0]), token=forgers_token)
+            channel.send(forged)
+            try:
+                answers.append(channel.receive(1 << 20))
+            except ConnectionError:
+                answers.append(None)
+            channel.close()
+
+    thread = threading.Thread(target=forge)
+    thread.start()
+    greetings = [{"seed": 1}, {"seed": 1}]
+    _, outcomes = meet_all((0, 1), greetings, tokens=[token] * 2, addresses=addresses)
+    thread.join()
+    assert outcomes == [None, None]
+    # Who knows the token alone is told anything where there is one.
+    assert [answer is None for answer in answers] == [bool(token)] * 2
+
+
+def test_who_is_waited_for_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(
+        meeting, "Reminder", functools.partial(meeting.Reminder, first=0.5)
+    )
+    addresses = (free_addresses(1)[0], "no-such-host.invalid:2222")
+    with caplog.at_level("WARNING", logger="absl"), pytest.raises(PeerError) as error:
+        meet_peers(Cluster("test", addresses, 0), greeting={}, timeout=1, token="")
+    (line,) = [record.getMessage() for record in caplog.records]
+    name = "worker 1 (no-such-host.invalid:2222)"
+    assert line.startswith(f"waiting for {name}: ")
+    why = line.removeprefix(f"waiting for {name}: ")
+    assert why in str(error.value)
 
 
 def test_stranger_on_the_port_is_no_peer_and_does_no_harm():
@@ -84,7 +138,13 @@ def test_stranger_on_the_port_is_no_peer_and_does_no_harm():
     def pester():
         port = int(addresses[0].split(":")[1])
         while not stop.is_set():
-            for junk in (b"", b"GET / HTTP/1.0\r\n\r\n", b"{}\n", b'{"rank": []}\n'):
+            for junk in (
+                b"",
+                b"GET / HTTP/1.0\r\n\r\n",
+                b"0" * 32 + b"\n- {}\n",
+                b"0" * 32 + b'\n- {"rank": []}\n',
+                b"0" * 32 + b"\n- " + b"[" * 100_000 + b"\n",
+            ):
                 try:
                     with socket.create_connection(("127.0.0.1", port), 1) as s:
                         s.sendall(junk)
