@@ -5,7 +5,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 from mnist_dist.cluster.membership import split_address
 from mnist_dist.cluster.messages import Channel, connect, listen
@@ -206,7 +206,7 @@ def _agreement(hosts: list[list[str]], *, node_rank: int, token: str) -> Agreeme
     )
 
 
-def _is_whole(value: object, *, below: int) -> bool:
+def _is_whole(value: object, *, below: int) -> TypeGuard[int]:
     return isinstance(value, int) and value is not True and 0 <= value < below
 
 
