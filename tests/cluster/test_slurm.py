@@ -8,8 +8,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
+from disturbed_run import FLAGS, assert_same_training
 from slurm_cluster import SlurmCluster, missing
 
 from mnist_dist.run.checkpoints import list_checkpoints, load_arrays
@@ -17,17 +17,6 @@ from mnist_dist.run.checkpoints import list_checkpoints, load_arrays
 ROOT = Path(__file__).parents[2]
 SCRIPT = "launch/slurm.sbatch"
 AT_ONCE = 4  # jobs; more, and they wait for processors
-FLAGS = [
-    "--model=mlp",
-    "--train_steps=1200",
-    "--learning_rate=5e-4",
-    "--global_batch_size=64",
-    "--checkpoint_interval=100",
-    "--summary_interval=100",
-    "--eval_interval=600",
-    "--enable_xla=off",
-    "--noexport",
-]
 
 
 class Job:
@@ -62,23 +51,6 @@ class Job:
         directory = str(self.run / "checkpoints")
         (step, *_) = list_checkpoints(directory)
         return load_arrays(f"{directory}/ckpt-{step}")
-
-
-def assert_close(found, expected):
-    assert found["step"] == expected["step"] == 1200
-    for name, array in expected.items():
-        if name.startswith(("model/", "ema/")):
-            np.testing.assert_allclose(
-                found[name], array, rtol=1e-3, atol=1e-4, err_msg=name
-            )
-
-
-@pytest.fixture(scope="module")
-def one_process(fork_server, tmp_path_factory):
-    run = tmp_path_factory.mktemp("one") / "run"
-    process = fork_server.start("mnist_dist.train", f"--model_dir={run}", *FLAGS)
-    assert process.wait() == 0, process.stderr()
-    return load_arrays(f"{run}/checkpoints/ckpt-1200")
 
 
 REQUEUE_EXITS = ["RequeueExit=143", "no RequeueExit"]
@@ -153,8 +125,8 @@ def job(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("requeue_exit", REQUEUE_EXITS)
-def test_job_is_requeued_after_usr1_and_ends_as_one_process(
-    requeue_exit, job, one_process
+def test_job_is_requeued_after_usr1_and_ends_as_if_undisturbed(
+    requeue_exit, job, undisturbed
 ):
     signalled, end = job(requeue_exit, signal_once)
     log = signalled.log.read_text()
@@ -163,7 +135,7 @@ def test_job_is_requeued_after_usr1_and_ends_as_one_process(
     assert len(list((signalled.run / "train").glob("*tfevents*"))) == 2
     assert "stopped by SIGUSR1 at step" in log
     assert "Slurm: worker 0 of 2" in log
-    assert_close(signalled.weights(), one_process)
+    assert_same_training(signalled.weights(), undisturbed)
 
 
 @pytest.mark.slow
@@ -184,11 +156,11 @@ def test_wrong_flags_are_not_tried_again(requeue_exit, job):
 
 # A lost node is Slurm's to requeue, whatever RequeueExit says.
 @pytest.mark.slow
-def test_run_survives_a_node_that_is_lost(job, one_process):
+def test_run_survives_a_node_that_is_lost(job, undisturbed):
     survivor, (state, code, restarts) = job("RequeueExit=143", lose_a_node)
     assert (state, code) == ("COMPLETED", "0:0"), survivor.log.read_text()
     assert restarts >= 1
-    assert_close(survivor.weights(), one_process)
+    assert_same_training(survivor.weights(), undisturbed)
 
 
 SRUN = """#!/bin/sh
