@@ -1,22 +1,54 @@
-"""Four logical CPUs for every test: one process serves all replica counts."""
+"""Fixtures of all tests, and the order in which the files are run."""
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest
-import tensorflow as tf
+import xdist
 from forked import ForkServer
 
-from mnist_dist.data import load_dataset
-from mnist_dist.device.devices import split_cpu
+# Several processes take file after file: what takes long comes first, beginning with
+# what mostly waits, and is not left over at the end.
+LONGEST = (
+    "test_slurm",
+    "test_multi_worker",
+    "test_train",
+    "test_steps",
+    "test_separate_hosts",
+)
 
-split_cpu(4)
+
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        name = item.path.stem
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
+
+
+def pytest_sessionstart(session):
+    """Makes four logical CPUs: one process serves all replica counts."""
+    if not xdist.is_xdist_controller(session):  # which runs no test
+        from mnist_dist.device.devices import split_cpu
+
+        split_cpu(4)
+
+
+def pytest_sessionfinish(session):
+    """A run that executed no test is no success, also if all were skipped."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    is_dry = session.config.option.collectonly or not reporter
+    if session.exitstatus == pytest.ExitCode.OK and not is_dry:
+        if not reporter.stats.get("passed"):
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
 
 
 @pytest.fixture(scope="session")
 def create_strategy():
-    def create(num_replicas: int) -> tf.distribute.Strategy:
+    import tensorflow as tf
+
+    def create(num_replicas):
         if num_replicas == 1:
             return tf.distribute.OneDeviceStrategy("/device:CPU:0")
         return tf.distribute.MirroredStrategy(
@@ -29,6 +61,8 @@ def create_strategy():
 
 @pytest.fixture(scope="session")
 def mnist():
+    from mnist_dist.data import load_dataset
+
     return load_dataset()
 
 

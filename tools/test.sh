@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Sets up and runs lint, types and the whole test suite.
+# Sets up and runs the whole test suite, with lint and types, in several processes.
 #   tools/test.sh [--system-packages] [PYTEST ARGUMENTS]
-# With arguments only pytest runs. --system-packages first installs, on Debian as root,
-# what tools/system-packages.txt names; without it nothing outside .venv is touched.
+# With arguments pytest runs in one process, on what they name. --system-packages first
+# installs, on Debian as root, what tools/system-packages.txt names; without it nothing
+# outside .venv is touched.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -24,11 +25,7 @@ unset PYTHONPATH
 source tools/venv.sh
 setup_venv "$root" test
 if [ $# -gt 0 ]; then exec "$venv_python" -m pytest "$@"; fi
-
-failed=()
-"$venv_python" -m ruff check . || failed+=("ruff check")
-"$venv_python" -m ruff format --check . || failed+=("ruff format")
-"$venv_python" -m mypy || failed+=("mypy")
-if [ ${#failed[@]} -gt 0 ]; then printf 'FAILED: %s\n' "${failed[@]}"; fi
-"$venv_python" -m pytest || failed+=("pytest")
-[ ${#failed[@]} -eq 0 ]
+# One process more than processors, as some tests mostly wait; each takes file after file.
+processes=$(($(nproc) < 8 ? $(nproc) + 1 : 8))
+exec "$venv_python" -m pytest --numprocesses="$processes" \
+  --dist=loadfile --no-loadscope-reorder
