@@ -38,10 +38,10 @@ def pytest_sessionstart(session):
 def pytest_sessionfinish(session):
     """A run that executed no test is no success, also if all were skipped."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    is_dry = session.config.option.collectonly or not reporter
-    if session.exitstatus == pytest.ExitCode.OK and not is_dry:
-        if not reporter.stats.get("passed"):
-            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+    if reporter is None or session.config.option.collectonly:
+        return
+    if session.exitstatus == pytest.ExitCode.OK and "passed" not in reporter.stats:
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
 
 
 @pytest.fixture(scope="session")
