@@ -11,6 +11,8 @@ import sys
 from importlib import resources
 
 from mnist_dist import __version__
+from mnist_dist.device.import_errors import explain_import_error
+from mnist_dist.errors import EXIT_INPUT
 
 VERBS = {
     "train": "trains, evaluates, checkpoints, summarises and exports",
@@ -40,13 +42,22 @@ def main() -> None:
         # What --help begins with; importing it for that would define its flags twice.
         source = resources.files("mnist_dist").joinpath(f"{verb}.py").read_text("utf-8")
         sys.modules["__main__"].__doc__ = ast.get_docstring(ast.parse(source))
-        runpy.run_module(f"mnist_dist.{verb}", run_name="__main__")
+        try:
+            runpy.run_module(f"mnist_dist.{verb}", run_name="__main__")
+        except ImportError as error:  # of what a program needs for its flags
+            if (explanation := explain_import_error(error)) is None:
+                raise
+            sys.exit(_fail(verb, explanation))
     else:
-        print(
-            f"mnist-dist: error: found verb {verb!r}, expected {', '.join(VERBS)}",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        expected = ", ".join(VERBS)
+        sys.exit(_fail(None, f"found verb {verb!r}, expected {expected}"))
+
+
+def _fail(verb: str | None, text: str) -> int:
+    """Says in one line what is wrong; returns the exit code for that."""
+    name = f"mnist-dist-{verb}" if verb else "mnist-dist"
+    print(f"{name}: error: {text}", file=sys.stderr)
+    return EXIT_INPUT
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
+from mnist_dist.device.import_errors import explain_import_error
+from mnist_dist.errors import InputError
+
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
@@ -16,6 +19,9 @@ def quiet_imports() -> Iterator[None]:
     otherwise; but no setting silences what it prints before its logging starts. If the
     import fails, all that was printed is shown. Where there is no place to keep it, it
     is shown anyhow.
+
+    Raises:
+      InputError: the import failed for something in the user's environment.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
@@ -29,7 +35,9 @@ def quiet_imports() -> Iterator[None]:
         os.dup2(said.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception as error:
+            if explanation := explain_import_error(error):
+                raise InputError(explanation) from error
             said.seek(0)
             os.write(stderr, said.read())
             raise

@@ -103,3 +103,30 @@ def test_environment_changes_no_run(folder, fork_server, tmp_path):
     for name, array in expected.items():
         assert found[name].dtype == array.dtype, name
         np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"PYTHONPATH": "HERE"}, "PYTHONPATH: found numpy in HERE, with which"),
+        ({"KERAS_HOME": "HERE"}, "HERE/keras.json: found what Keras refuses"),
+    ],
+)
+def test_environment_that_keeps_tensorflow_out_is_named(environment, words, tmp_path):
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text(
+        "raise ImportError('numpy._core._multiarray_umath is for another Python')"
+    )
+    (tmp_path / "keras.json").write_text('{"floatx": "float8"}')
+    environment = {k: v.replace("HERE", str(tmp_path)) for k, v in environment.items()}
+    if "PYTHONPATH" in environment:
+        environment["PYTHONPATH"] += os.pathsep + str(PACKAGE.parent)
+    result = subprocess.run(
+        [sys.executable, "-m", "mnist_dist.train", f"--model_dir={tmp_path}/run"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"train: error: {words.replace('HERE', str(tmp_path))}")
