@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 # Name -> the module that it comes from. None is the name of a program's module, which
 # `import mnist_dist.train` would put in its place.
 _PUBLIC = {
-    "TrainingResult": "training.train_model",
+    "TrainingResult": "training.result",
     "train_model": "training.train_model",
     "load_dataset": "data",
     "load_trained_model": "inference.trained_model",
     "load_layer": "layer_weights.layers",
     "set_layer": "layer_weights.layers",
     "InputError": "errors",
-    "OptionError": "training.options",
+    "OptionError": "training.option",
     "PeerError": "errors",
     "RunError": "errors",
 }
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     )
     from mnist_dist.layer_weights.layers import load_layer as load_layer
     from mnist_dist.layer_weights.layers import set_layer as set_layer
-    from mnist_dist.training.options import OptionError as OptionError
-    from mnist_dist.training.train_model import TrainingResult as TrainingResult
+    from mnist_dist.training.option import OptionError as OptionError
+    from mnist_dist.training.result import TrainingResult as TrainingResult
     from mnist_dist.training.train_model import train_model as train_model
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

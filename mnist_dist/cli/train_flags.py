@@ -7,7 +7,8 @@ from absl import flags
 
 from mnist_dist.cli import program
 from mnist_dist.errors import InputError
-from mnist_dist.training.options import FLAG_FIELDS, TrainingOptions, parser_of
+from mnist_dist.training.option import parser_of
+from mnist_dist.training.options import FLAG_FIELDS, TrainingOptions
 
 FLAGS = flags.FLAGS
 

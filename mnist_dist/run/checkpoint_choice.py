@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 
+import numpy as np
 from absl import logging
 
 from mnist_dist.errors import InputError
@@ -64,7 +65,11 @@ def _newest_first(directories: Sequence[str]) -> list[tuple[int, str]]:
 
 
 def load_restored(
-    directories: Sequence[str], *, restore: str, specs: Specs
+    directories: Sequence[str],
+    *,
+    restore: str,
+    specs: Specs,
+    takes_new_slots: bool = False,
 ) -> tuple[str | None, Arrays]:
     """Loads the checkpoint that a run is to go on from.
 
@@ -72,6 +77,9 @@ def load_restored(
       directories: of the run's checkpoints, as `read_newest` takes them.
       restore: `auto` (the newest), `none`, a step, or the path of a checkpoint.
       specs: shape and dtype that the run needs, by name.
+      takes_new_slots: whether optimizer slots that the checkpoint lacks start at zero,
+        and those that the run does not need are left out: layers that were frozen may
+        be trained now, or the reverse, or the update rule is another.
 
     Returns:
       The checkpoint's path, as TensorFlow takes it, and everything in it; None and
@@ -86,8 +94,11 @@ def load_restored(
         found = read_newest(directories)
         if found is None:
             return None, {}
-        check_specs(found[1], specs=specs, name=found[0])
-        return found
+        prefix, arrays = found
+        if takes_new_slots:
+            arrays = _with_new_slots(arrays, specs)
+        check_specs(arrays, specs=specs, name=prefix)
+        return prefix, arrays
     listed = _list_steps(directories)
     if restore == "none":
         if listed:
@@ -111,8 +122,26 @@ def load_restored(
         prefix, arrays = read_named_step(
             [directory], str(step), flag="--restore", words="auto, none"
         )
+    if takes_new_slots:
+        arrays = _with_new_slots(arrays, specs)
     check_specs(arrays, specs=specs, name=prefix)
     return prefix, arrays
+
+
+def _with_new_slots(arrays: Arrays, specs: Specs) -> Arrays:
+    """Fits a checkpoint's optimizer slots to those that a run needs."""
+    slots = {name for name in specs if name.startswith("optimizer/")}
+    missing = sorted(slots - arrays.keys())
+    surplus = {n for n in arrays if n.startswith("optimizer/")} - slots
+    if missing or surplus:
+        logging.warning(
+            "optimizer slots: %d start at zero (%s), %d are left out",
+            len(missing),
+            ", ".join(missing) or "none",
+            len(surplus),
+        )
+    kept = {name: array for name, array in arrays.items() if name not in surplus}
+    return kept | {name: np.zeros(*specs[name]) for name in missing}
 
 
 def read_named_step(

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import os
 import platform
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -17,10 +19,15 @@ from mnist_dist.cluster.membership import LAUNCH_ID
 from mnist_dist.errors import InputError
 from mnist_dist.files.arrays import Arrays
 from mnist_dist.files.durable import describe_error, replacing, reporting_errors
+from mnist_dist.files.local import read_bytes
 from mnist_dist.run.best import Best
 from mnist_dist.run.checkpoints import list_checkpoints
 from mnist_dist.run.directory import checkpoint_dirs, config_path
 from mnist_dist.run.plan import StoppingRule
+
+_MAX_BYTES = 1 << 24  # of config.json
+_MAX_IMAGE_VALUES = 1 << 24
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +107,7 @@ def load_run_config(model_dir: str) -> RunConfig:
     """Reads `MODEL_DIR/config.json`.
 
     Raises:
-      InputError: it is missing, is not JSON, or lacks an entry.
+      InputError: it is missing, is no JSON, or lacks an entry or has a wrong one.
     """
     contents = load_config(model_dir)
     path = config_path(model_dir)
@@ -109,64 +116,116 @@ def load_run_config(model_dir: str) -> RunConfig:
             f"--model_dir: found no {path}, expected the directory of a run"
         )
     try:
-        settings, flags = contents["settings"], contents["flags"]
-        resolved = contents["resolved"]
-        height, width, channels = map(int, resolved["image_shape"])
-        target = flags["target_accuracy"]
-        return RunConfig(
-            model=str(settings["model"]),
-            image_shape=(height, width, channels),
-            num_classes=int(resolved["num_classes"]),
-            seed=int(settings["seed"]),
-            dropout=float(settings["dropout"]),
-            dtype=str(settings["dtype"]),
-            data_dir=flags["data_dir"],
-            data_checksum=str(settings["data_checksum"]),
-            validation_examples=int(settings["validation_examples"]),
-            # Before it could be said they were the last.
-            validation_split=str(settings.get("validation_split", "last")),
-            stopping=StoppingRule(
-                total_steps=int(resolved["total_steps"]),
-                target_accuracy=None if target is None else float(target),
-                early_stopping_patience=int(flags["early_stopping_patience"]),
-            ),
-            contents=contents,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        return _parse_run_config(contents)
+    except ValueError as error:
         raise InputError(
-            f"{path}: expected the settings of a run, found: {what}"
+            f"{path}: expected the settings of a run, found: {error}"
         ) from error
 
 
-def load_config(model_dir: str) -> dict | None:
+def _parse_run_config(contents: dict[str, Any]) -> RunConfig:
+    """Takes the entries that a `RunConfig` needs; raises ValueError at a wrong one."""
+    settings, flags = contents["settings"], contents["flags"]
+    resolved = contents["resolved"]
+    shape = _entry(resolved, "image_shape", list)
+    if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+        raise ValueError(f"'image_shape' is {shape!r}, not height, width and channels")
+    if math.prod(shape) > _MAX_IMAGE_VALUES:
+        raise ValueError(f"'image_shape' is {shape!r}, images too large to be any")
+    height, width, channels = shape
+    return RunConfig(
+        model=_entry(settings, "model", str),
+        image_shape=(height, width, channels),
+        num_classes=_entry(resolved, "num_classes", int, 2, 1 << 16),
+        seed=_entry(settings, "seed", int, 0, (1 << 32) - 1),
+        dropout=_entry(settings, "dropout", float, 0, 0.99),
+        dtype=_entry(settings, "dtype", str, choices=_DTYPES),
+        data_dir=_entry(flags, "data_dir", str, is_optional=True),
+        data_checksum=_entry(settings, "data_checksum", str),
+        validation_examples=_entry(settings, "validation_examples", int, 0, 1 << 31),
+        # Before it could be said they were the last.
+        validation_split=_entry(
+            {"validation_split": "last"} | settings,
+            "validation_split",
+            str,
+            choices=("stratified", "last"),
+        ),
+        stopping=StoppingRule(
+            total_steps=_entry(resolved, "total_steps", int, 1, 1 << 62),
+            target_accuracy=_entry(
+                flags, "target_accuracy", float, 0, 1, is_optional=True
+            ),
+            early_stopping_patience=_entry(
+                flags, "early_stopping_patience", int, 0, 1 << 62
+            ),
+        ),
+        contents=contents,
+    )
+
+
+def _entry(
+    section: Mapping[str, Any],
+    name: str,
+    kind: type[Any],
+    lowest: float = 0,
+    highest: float = 0,
+    *,
+    choices: Sequence[str] = (),
+    is_optional: bool = False,
+) -> Any:
+    """Returns an entry of this type, within these bounds if they differ."""
+    if name not in section:
+        raise ValueError(f"no {name!r}")
+    value: Any = section[name]
+    if value is None and is_optional:
+        return None
+    if kind is float and type(value) is int:
+        value = float(value) if abs(value) < 1 << 53 else value
+    shown = f"{name!r} is {reprlib.repr(value)}"
+    if type(value) is not kind:
+        raise ValueError(f"{shown}, not of type {kind.__name__}")
+    if lowest != highest and not lowest <= value <= highest:
+        raise ValueError(f"{shown}, not within {lowest:g} to {highest:g}")
+    if choices and value not in choices:
+        raise ValueError(f"{shown}, not {' or '.join(choices)}")
+    return value
+
+
+def load_config(model_dir: str) -> dict[str, Any] | None:
     """Reads `config.json`; None where there is none.
 
     Raises:
-      InputError: it is not what `save_config` wrote.
+      InputError: it is no regular file, or not what `save_config` wrote.
     """
     path = config_path(model_dir)
-    if not tf.io.gfile.exists(path):
+    content = read_bytes(path, max_bytes=_MAX_BYTES)
+    if content is None:
         return None
     try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            config = json.loads(file.read())
-        if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
-            raise ValueError("it has no object 'settings'")
+        config = json.loads(content, parse_constant=_refuse_constant)
+        if not isinstance(config, dict):
+            raise ValueError("it is no object")
+        for section in ("settings", "flags", "resolved"):
+            if not isinstance(config.get(section), dict):
+                raise ValueError(f"it has no object {section!r}")
         return config
-    except (tf.errors.OpError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: expected the settings of a run, as JSON: {describe_error(error)}"
         ) from error
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 def load_patience(model_dir: str) -> int | None:
     """Returns the `early_stopping_patience` of a run's last start, if it is known."""
     try:
-        flags = (load_config(model_dir) or {}).get("flags")
+        flags = (load_config(model_dir) or {}).get("flags", {})
     except InputError:
         return None
-    patience = flags.get("early_stopping_patience") if isinstance(flags, dict) else None
+    patience = flags.get("early_stopping_patience")
     return patience if isinstance(patience, int) else None
 
 
@@ -193,7 +252,7 @@ def check_settings(model_dir: str, settings: Mapping[str, object]) -> None:
     differences = [
         "--data_dir: found another data set than the run's"
         if name == "data_checksum"
-        else f"--{name}: found {value!r}, the run has {recorded[name]!r}"
+        else f"--{name}: found {value!r}, the run has {reprlib.repr(recorded[name])}"
         for name, value in wanted.items()
         if name in recorded and recorded[name] != value
     ]
@@ -213,5 +272,4 @@ def is_restart(model_dir: str) -> bool:
         config = load_config(model_dir) or {}
     except InputError:
         return False
-    resolved = config.get("resolved")
-    return isinstance(resolved, dict) and resolved.get(LAUNCH_ID) == launch
+    return config.get("resolved", {}).get(LAUNCH_ID) == launch

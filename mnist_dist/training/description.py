@@ -3,7 +3,6 @@
 import os
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +10,7 @@ from mnist_dist.cluster.membership import LAUNCH_ID
 from mnist_dist.device.train_state import TrainState, weight_path
 from mnist_dist.training.job import Job
 from mnist_dist.training.restore import Start
-
-if TYPE_CHECKING:
-    from mnist_dist.training.train_model import TrainingResult
+from mnist_dist.training.result import TrainingResult
 
 
 def describe_plan(
@@ -94,7 +91,7 @@ def describe_start(start: Start, *, epoch: float) -> str:
 
 
 def describe_stop(
-    result: "TrainingResult", *, signal_name: str | None, restore: str
+    result: TrainingResult, *, signal_name: str | None, restore: str
 ) -> str:
     """Returns the last words of a run that a signal stopped."""
     command = "the same command"
@@ -107,7 +104,7 @@ def describe_stop(
     )
 
 
-def describe_end(result: "TrainingResult", *, split: str, total_steps: int) -> str:
+def describe_end(result: TrainingResult, *, split: str, total_steps: int) -> str:
     """Returns the result of a run, and where what it made lies."""
     lines = []
     if result.accuracy is not None:

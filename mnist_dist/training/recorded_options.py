@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,7 +13,8 @@ from mnist_dist.errors import InputError
 from mnist_dist.run.checkpoints import list_checkpoints
 from mnist_dist.run.config import is_restart, load_config
 from mnist_dist.run.directory import checkpoint_dirs, config_path
-from mnist_dist.training.options import OptionError, TrainingOptions
+from mnist_dist.training.option import OWN, SETTING, START, OptionError
+from mnist_dist.training.options import FIELDS, FLAG_FIELDS, TrainingOptions
 
 _MAX_BYTES = 1 << 16  # of the options, as JSON
 
@@ -36,18 +38,53 @@ def take_recorded(
     begins_anew = options.restore == "none" and not is_restart(directory)
     if begins_anew or not any(map(list_checkpoints, checkpoint_dirs(directory))):
         return options
-    recorded = (load_config(directory) or {}).get("flags")
-    if not isinstance(recorded, dict):
+    config = load_config(directory)
+    if config is None:
         return options
+    recorded = config["flags"]
     # Before it could be said they were the last.
     recorded = {"validation_split": "last"} | recorded
     try:
-        taken, changed = options.with_recorded(recorded, given)
+        taken, changed = _with_recorded(options, recorded, given)
     except OptionError as error:
         raise InputError(f"{config_path(directory)}: {error}") from error
     for name, (old, new) in changed.items():
         say(f"--{name}: {new}; the run had {old}")
     return taken
+
+
+def _with_recorded(
+    options: TrainingOptions, recorded: Mapping[str, Any], given: Set[str]
+) -> tuple[TrainingOptions, dict[str, tuple[Any, Any]]]:
+    """Puts a run's own options in the place of those that were not given.
+
+    Args:
+      options: as they were given, with defaults.
+      recorded: values of options by name, as `TrainingOptions.values` returned them.
+      given: names of the options that were given.
+
+    Returns:
+      The options; and of those that were given, no settings, and differ: what was
+      recorded, and what was given.
+
+    Raises:
+      OptionError: what was recorded is no value for an option.
+    """
+    # The length is one thing, said in two ways.
+    lengths = {"train_epochs", "train_steps"}
+    given = set(given) | (lengths if lengths & set(given) else set())
+    if options.data is not None:
+        given.add("data_dir")
+    taken, changed = {}, {}
+    for name in FLAG_FIELDS.keys() & recorded.keys():
+        role, value = FIELDS[name].metadata["role"], getattr(options, name)
+        if role == START or (role == OWN and name != "data_dir"):
+            continue
+        if name not in given:
+            taken[name] = recorded[name]
+        elif role != SETTING and name != "data_dir" and recorded[name] != value:
+            changed[name] = (recorded[name], value)
+    return dataclasses.replace(options, **taken), changed
 
 
 def share_options(

@@ -109,7 +109,10 @@ def restore_run(
             if restore != "none" and not override_config:
                 config.check_settings(model_dir, settings)
             checkpoint, arrays = checkpoint_choice.load_restored(
-                directory.checkpoint_dirs(model_dir), restore=restore, specs=specs
+                directory.checkpoint_dirs(model_dir),
+                restore=restore,
+                specs=specs,
+                takes_new_slots=override_config,
             )
         step = int(arrays["step"]) if checkpoint else 0
         if checkpoint is None and init_from:

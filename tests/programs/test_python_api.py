@@ -215,3 +215,52 @@ def test_options_not_given_are_the_runs_own_and_given_ones_are_named(run):
     assert said[2].startswith("goes on from   run/checkpoints/ckpt-10 (step 10, epoch ")
     assert "--seed: found 6, the run has 5" in refused
     assert "--model" not in refused.replace("--model_dir", "")
+
+
+def test_layers_that_were_frozen_are_trained_in_the_same_run(run, tmp_path):
+    found = run(
+        "import json, mnist_dist, tensorflow as tf\n"
+        "def kernel(step):\n"
+        "    path = f'run/checkpoints/ckpt-{step}'\n"
+        "    name = 'model/dense_layer_1/kernel/.ATTRIBUTES/VARIABLE_VALUE'\n"
+        "    return tf.train.load_checkpoint(path).get_tensor(name)\n"
+        "options = dict(model_dir='run', model='mlp', enable_xla='off', messages=None,\n"
+        "    progress=False, export=False)\n"
+        "mnist_dist.train_model(train_steps=3, freeze=['dense_layer_1'], **options)\n"
+        "try: mnist_dist.train_model(train_steps=6, freeze=[], **options)\n"
+        "except mnist_dist.InputError as error: refused = str(error)\n"
+        "mnist_dist.train_model(train_steps=6, freeze=[], override_config=True, **options)\n"
+        "print(json.dumps([refused, bool((kernel(3) != kernel(6)).any())]))\n",
+        stderr="optimizer slots: 4 start at zero (optimizer/mean/dense_layer_1/bias, ",
+    )
+    refused, is_trained = found
+    assert "--freeze: found [], the run has ['dense_layer_1']" in refused
+    assert "--override_config" in refused
+    assert is_trained
+
+
+def test_early_end_is_told_recorded_and_counted_anew(run, tmp_path):
+    found = run(
+        "import json, mnist_dist\n"
+        "said = []\n"
+        "options = dict(model_dir='run', model='mlp', learning_rate=0, train_steps=60,\n"
+        "    enable_xla='off', eval_interval=10, validation_examples=500,\n"
+        "    messages=said.append, progress=False)\n"
+        "first = mnist_dist.train_model(early_stopping_patience=2, **options)\n"
+        "ended = json.load(open('run/config.json'))['resolved']['ended']\n"
+        "same = mnist_dist.train_model(early_stopping_patience=2, **options)\n"
+        "more = mnist_dist.train_model(early_stopping_patience=3, **options)\n"
+        "print(json.dumps([vars(first), ended, vars(same), vars(more), said]))\n"
+    )
+    first, ended, same, more, said = found
+    assert (first["step"], first["best_step"]) == (30, 10)
+    assert "2 evaluations in a row brought no new best" in first["ended"]
+    assert ended == {"step": 30, "reason": first["ended"]}
+    assert f"ended early    at step 30 of 60: {first['ended']}" in said[1]
+    # Validation examples choose: the best is exported, and named.
+    assert first["saved_model"] == "run/export/10"
+    assert "best           " in said[1]
+    assert "(the best's weights)" in said[1]
+    assert (same["step"], same["ended"]) == (30, first["ended"])
+    assert any(text.startswith("nothing to do  the run is at step 30") for text in said)
+    assert more["step"] == 60

@@ -122,9 +122,7 @@ def import_everything() -> None:
     """Imports all that `train` needs, and runs nothing."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import mnist_dist.artifacts.saved_model
-    import mnist_dist.training.description
-    import mnist_dist.training.recorder
-    import mnist_dist.training.train_model  # noqa: F401
+    import mnist_dist.training.run_training  # noqa: F401
 
 
 def run_module(module: str, arguments: list[str]) -> NoReturn:
