@@ -61,7 +61,7 @@ def test_help_has_the_manual_and_every_flag(verb, folder):
 
 
 def test_environment_changes_no_run(folder, fork_server, tmp_path):
-    flags = ["--train_steps=2", "--noexport", "--noprogress"]
+    flags = ["--train_steps=2", "--noexport", "--noprogress", "--augment"]
     usual = fork_server.start(
         "mnist_dist.train", f"--model_dir={tmp_path}/usual", *flags
     )

@@ -446,8 +446,8 @@ def fork_and_kill(directory):
             _, found = load_restored([directory], restore="auto", specs=specs)
             step = next(iter(list_checkpoints(directory)), 0)  # killed too early
             # At most the one whose files were between two renames is not whole.
-            is_good = found is None or found["w"][0] in (step, step - 1)
-            os._exit(0 if is_good and (found is not None or not steps) else 1)
+            is_good = not found or found["w"][0] in (step, step - 1)
+            os._exit(0 if is_good and (found or not steps) else 1)
         assert os.waitpid(reader, 0)[1] == 0
         steps = os.listdir(directory)
     assert cut_short >= 10
