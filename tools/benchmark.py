@@ -27,7 +27,7 @@ with program.quiet_imports():
     import tensorflow as tf
 
     from mnist_dist.data import ExampleStream, load_dataset
-    from mnist_dist.device.steps import create_train_loop
+    from mnist_dist.device.train_loop import create_train_loop
     from mnist_dist.device.train_state import TrainState
     from mnist_dist.device.xla import should_compile
     from mnist_dist.modeling.losses import cross_entropy

@@ -36,8 +36,8 @@ def time_ours() -> dict[str, float]:
         import tensorflow as tf
 
         from mnist_dist.cluster.membership import Cluster
-        from mnist_dist.device.steps import create_train_loop
         from mnist_dist.device.strategy import create_strategy
+        from mnist_dist.device.train_loop import create_train_loop
         from mnist_dist.device.train_state import TrainState
         from mnist_dist.modeling.losses import cross_entropy
         from mnist_dist.modeling.networks import create_model

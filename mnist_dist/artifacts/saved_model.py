@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -21,6 +20,7 @@ from mnist_dist.artifacts.warmup_requests import save_warmup_requests
 from mnist_dist.data import Split
 from mnist_dist.device.train_state import TrainState, weight_path
 from mnist_dist.errors import InputError
+from mnist_dist.modeling.forward_pass import run_forward_pass
 from mnist_dist.modeling.networks import normalize
 from mnist_dist.run.config import RunConfig
 from mnist_dist.run.directory import list_versions
@@ -126,7 +126,6 @@ def create_serving_module(
     """
     model = state.model
     copies = [tf.Variable(v.numpy()) for v in state.inference_weights()]
-    mapping = list(zip(state.keras_weights, copies, strict=True))
     height, width, channels = image_shape
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -135,8 +134,13 @@ def create_serving_module(
         one_if_empty = tf.cast(count == 0, tf.int32)
         padded = tf.pad(images, [[0, one_if_empty], [0, 0], [0, 0], [0, 0]])
         padded.set_shape(images.shape)
-        with keras.StatelessScope([(k, tf.identity(v)) for k, v in mapping]):
-            logits = tf.cast(model(padded, training=False), tf.float32)[:count]
+        logits = run_forward_pass(
+            model,
+            padded,
+            variables=state.keras_weights,
+            values=[tf.identity(v) for v in copies],
+            training=False,
+        ).logits[:count]
         return {
             "probabilities": tf.nn.softmax(logits),
             "classes": tf.argmax(logits, axis=1),
@@ -160,7 +164,8 @@ def create_serving_module(
         return tf.function(function, input_signature=[spec], autograph=False)
 
     module = tf.Module()
-    module.model = _nest({weight_path(model, k): v for k, v in mapping})
+    paths = [weight_path(model, v) for v in state.keras_weights]
+    module.model = _nest(dict(zip(paths, copies, strict=True)))
     module.serving_default = signature(
         lambda images: classify(normalize(images)), tf.uint8, *image_shape
     )

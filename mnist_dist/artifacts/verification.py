@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -11,15 +10,20 @@ from mnist_dist.data import Split
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.errors import RunError
 from mnist_dist.inference.split_predictions import LogitsFunction, predict_split
+from mnist_dist.modeling.forward_pass import run_forward_pass
 from mnist_dist.modeling.networks import normalize
 
 
 def inference_logits(state: TrainState, images: np.ndarray) -> np.ndarray:
     """Returns the float32 logits of uint8 images, by the inference weights."""
-    weights = [tf.constant(v.numpy()) for v in state.inference_weights()]
-    with keras.StatelessScope(list(zip(state.keras_weights, weights, strict=True))):
-        logits = state.model(normalize(tf.constant(images)), training=False)
-    return tf.cast(logits, tf.float32).numpy()
+    forward = run_forward_pass(
+        state.model,
+        normalize(tf.constant(images)),
+        variables=state.keras_weights,
+        values=[tf.constant(v.numpy()) for v in state.inference_weights()],
+        training=False,
+    )
+    return forward.logits.numpy()
 
 
 def check_logits(

@@ -101,3 +101,9 @@ def _memory_limit(strategy: tf.distribute.Strategy) -> int | None:
         )
     ]
     return min(limits) if limits else None
+
+
+def gather_images(images: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
+    """Gathers images [n, height, width, channels] as rows: XLA is slow at blocks."""
+    rows = tf.gather(tf.reshape(images, [images.shape[0], -1]), indices)
+    return tf.reshape(rows, [indices.shape[0], *images.shape[1:]])

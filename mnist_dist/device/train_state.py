@@ -1,6 +1,7 @@
 """Every variable of a run, and the name it has in a checkpoint."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -10,6 +11,15 @@ from mnist_dist.errors import InputError
 from mnist_dist.modeling.randomness import seed_generators
 
 SUMS = ("loss", "correct", "examples", "nonfinite_steps")
+
+
+class Values(NamedTuple):
+    """What an update changes: tensors, each as `TrainState` describes its variable."""
+
+    parameters: list[tf.Tensor]
+    statistics: list[tf.Tensor]
+    slots: dict[str, list[tf.Tensor]]
+    ema: list[tf.Tensor]
 
 
 class TrainState:
@@ -107,6 +117,17 @@ class TrainState:
             if name in arrays:
                 variable.assign(arrays[name])
 
+    def read_values(self) -> Values:
+        """Returns the variables' values on this replica, as tensors of a graph."""
+        return tf.nest.map_structure(tf.identity, self._variables())
+
+    def assign_values(self, values: Values) -> None:
+        """Sets this replica's copies of the variables, in a graph."""
+        for variable, value in zip(
+            tf.nest.flatten(self._variables()), tf.nest.flatten(values), strict=True
+        ):
+            variable.assign(value)
+
     def reset_sums(self) -> None:
         """Starts a new training summary."""
         for variable in self.sums.values():
@@ -115,6 +136,9 @@ class TrainState:
     def inference_weights(self) -> list[tf.Variable]:
         """What to evaluate and export, parameters then statistics: the average if kept."""
         return self.ema or self.parameters + self.statistics
+
+    def _variables(self) -> Values:
+        return Values(self.parameters, self.statistics, self.slots, self.ema)
 
 
 def weight_path(model: keras.Model, variable: keras.Variable) -> str:

@@ -1,5 +1,6 @@
 """Whether XLA compiles the loops of a model: where it can, and makes them faster."""
 
+import functools
 import re
 
 import keras
@@ -8,6 +9,7 @@ from absl import logging
 
 from mnist_dist.device.strategy import device_type
 from mnist_dist.errors import InputError
+from mnist_dist.modeling.forward_pass import run_forward_pass
 
 
 def should_compile(
@@ -60,17 +62,16 @@ def _trace_passes(
 
     @tf.function(jit_compile=True, autograph=False)
     def passes(images: tf.Tensor, *values: tf.Tensor) -> list[tf.Tensor]:
-        mapping = list(zip(variables, values, strict=True))
+        run = functools.partial(
+            run_forward_pass, model, images, variables=variables, values=values
+        )
         parameters = values[: len(trained)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(parameters)
-            with keras.StatelessScope(mapping, collect_losses=True) as scope:
-                trained_logits = model(images, training=True)
-            sums = [tf.reduce_sum(x) for x in [trained_logits, *scope.losses]]
+            forward = run(training=True)
+            sums = [tf.reduce_sum(x) for x in [forward.logits, *forward.penalties]]
             loss = tf.add_n([tf.cast(x, tf.float32) for x in sums])
-        with keras.StatelessScope(mapping):
-            logits = model(images, training=False)
-        return [*tape.gradient(loss, parameters), logits]
+        return [*tape.gradient(loss, parameters), run(training=False).logits]
 
     # Two images: one could be taken for none, as by tf.squeeze.
     specs = [tf.TensorSpec((2, *image_shape), tf.float32)]

@@ -10,6 +10,7 @@ from absl import logging
 from mnist_dist.data import Dataset, Split, load_dataset
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.errors import InputError
+from mnist_dist.modeling.forward_pass import run_forward_pass
 from mnist_dist.modeling.networks import normalize
 
 _MAX_LOGITS = 1 << 22  # of one batch of `predict_split`
@@ -107,12 +108,19 @@ def create_logits_function(
 
     Args:
       strategy: the strategy in whose scope `state` was built.
-      state: whose model and parameters to take; it keeps no moving average.
+      state: whose model and inference weights to take.
     """
     num_replicas = strategy.num_replicas_in_sync
 
     def replica_logits(images: tf.Tensor) -> tf.Tensor:
-        return tf.cast(state.model(normalize(images), training=False), tf.float32)
+        forward = run_forward_pass(
+            state.model,
+            normalize(images),
+            variables=state.keras_weights,
+            values=[tf.identity(v) for v in state.inference_weights()],
+            training=False,
+        )
+        return forward.logits
 
     @tf.function(autograph=False)
     def logits_of(images: tf.Tensor) -> tf.Tensor:

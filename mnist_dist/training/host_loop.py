@@ -12,10 +12,10 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist.device.evaluation import evaluate_split
+from mnist_dist.device.evaluate_loop import EvaluateLoop, evaluate_split
 from mnist_dist.device.feed import DeviceSplit
-from mnist_dist.device.steps import EvaluateLoop, TrainLoop
 from mnist_dist.device.strategy import broadcast_from_chief
+from mnist_dist.device.train_loop import TrainLoop
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.errors import RunError
 from mnist_dist.modeling.optimizers import Schedule

@@ -6,8 +6,10 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from mnist_dist.data import Dataset
-from mnist_dist.device import steps, xla
+from mnist_dist.device import xla
+from mnist_dist.device.evaluate_loop import EvaluateLoop, create_evaluate_loop
 from mnist_dist.device.feed import DeviceSplit, fits_on_device
+from mnist_dist.device.train_loop import TrainLoop, create_train_loop
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.modeling import networks, optimizers
 from mnist_dist.modeling.optimizers import Schedule
@@ -40,8 +42,8 @@ class Job:
     strategy: tf.distribute.Strategy
     state: TrainState
     schedule: Schedule
-    train_loop: steps.TrainLoop
-    evaluate_loop: steps.EvaluateLoop
+    train_loop: TrainLoop
+    evaluate_loop: EvaluateLoop
     use_xla: bool
     is_resident: bool
 
@@ -90,7 +92,7 @@ def create_job(
         strategy=strategy,
         state=state,
         schedule=schedule,
-        train_loop=steps.create_train_loop(
+        train_loop=create_train_loop(
             strategy,
             state,
             update_rule=update_rule,
@@ -100,7 +102,7 @@ def create_job(
             **options.pick("global_batch_size seed label_smoothing"),
             **options.pick("clip_global_norm ema_decay"),
         ),
-        evaluate_loop=steps.create_evaluate_loop(strategy, state, use_xla=use_xla),
+        evaluate_loop=create_evaluate_loop(strategy, state, use_xla=use_xla),
         use_xla=use_xla,
         is_resident=fits_on_device(
             options.data_on_device, num_bytes=dataset.num_bytes, strategy=strategy

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from custom_models import create_small
 
-from mnist_dist.device.steps import create_train_loop
+from mnist_dist.device.train_loop import create_train_loop
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.errors import InputError
 from mnist_dist.modeling.networks import create_model, freeze_layers

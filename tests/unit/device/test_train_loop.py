@@ -5,14 +5,11 @@ import pytest
 import tensorflow as tf
 
 from mnist_dist.data import ExampleStream, Split
-from mnist_dist.device.evaluation import evaluate_split
+from mnist_dist.device.evaluate_loop import create_evaluate_loop, evaluate_split
 from mnist_dist.device.feed import DeviceSplit
-from mnist_dist.device.steps import (
-    LOSS_SCALE_PERIOD,
-    create_evaluate_loop,
-    create_train_loop,
-)
+from mnist_dist.device.train_loop import create_train_loop
 from mnist_dist.device.train_state import TrainState
+from mnist_dist.device.update import LOSS_SCALE_PERIOD
 from mnist_dist.device.xla import should_compile
 from mnist_dist.errors import InputError
 from mnist_dist.modeling.networks import create_model
