@@ -11,7 +11,7 @@ import sys
 from importlib import resources
 
 from mnist_dist import __version__
-from mnist_dist.device.import_errors import explain_import_error
+from mnist_dist.device.environment import explain_import_error
 from mnist_dist.errors import EXIT_INPUT
 
 VERBS = {

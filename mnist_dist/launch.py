@@ -14,6 +14,7 @@ tried again. At the end stands the traceback of the worker that failed first, an
 code is returned. Whatever ends the launcher ends its workers.
 """
 
+import errno
 import functools
 import os
 import secrets
@@ -72,16 +73,29 @@ def main(argv: Sequence[str], *, train_args: Sequence[str]) -> int:
         raise InputError(
             f"--node_rank: found {NODE_RANK.value}, expected 0 to {NNODES.value - 1}"
         )
-    return launch(
-        [sys.executable, *interpreter_flags(), "-m", "mnist_dist.train", *train_args],
-        num_workers=NUM_WORKERS.value,
-        max_restarts=MAX_RESTARTS.value,
-        model_dir=options.model_dir,
-        nnodes=NNODES.value,
-        node_rank=NODE_RANK.value,
-        master=(MASTER_ADDR.value, MASTER_PORT.value),
-        timeout=options.cluster_timeout,
-    )
+    try:
+        return launch(
+            [
+                *(sys.executable, *interpreter_flags()),
+                *("-m", "mnist_dist.train", *train_args),
+            ],
+            num_workers=NUM_WORKERS.value,
+            uses_gpus=options.num_gpus != 0 and options.logical_cpus == 1,
+            max_restarts=MAX_RESTARTS.value,
+            model_dir=options.model_dir,
+            nnodes=NNODES.value,
+            node_rank=NODE_RANK.value,
+            master=(MASTER_ADDR.value, MASTER_PORT.value),
+            timeout=options.cluster_timeout,
+        )
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.EAGAIN):
+            raise
+        raise InputError(
+            f"--num_workers: found {NUM_WORKERS.value}, more than this process may "
+            f"start: {error.strerror}; expected fewer, or a higher limit (ulimit -n "
+            "for open files, ulimit -u for processes)"
+        ) from error
 
 
 def launch(
@@ -90,6 +104,7 @@ def launch(
     num_workers: int,
     max_restarts: int,
     model_dir: str,
+    uses_gpus: bool = True,
     nnodes: int = 1,
     node_rank: int = 0,
     master: tuple[str, int] = ("", 0),
@@ -102,6 +117,7 @@ def launch(
       num_workers: of this host.
       max_restarts: how often to start all of them again.
       model_dir: logs are kept in its `logs`.
+      uses_gpus: whether the GPUs of CUDA_VISIBLE_DEVICES are shared out.
       nnodes: number of hosts.
       node_rank: place of this host.
       master: host and port where the first host's launcher listens.
@@ -112,8 +128,9 @@ def launch(
 
     Raises:
       PeerError: another host did not come, or a signal ended the wait for it.
+      InputError: there are fewer GPUs than workers.
     """
-    environments = _environments(num_workers)
+    environments = _environments(num_workers, uses_gpus=uses_gpus)
     shared_token = os.environ.get(TOKEN, "")
     token = shared_token or secrets.token_hex(16)
     stop = StopSignals()
@@ -168,7 +185,7 @@ def launch(
             return EXIT_STOPPED
 
 
-def _environments(num_workers: int) -> list[dict[str, str]]:
+def _environments(num_workers: int, *, uses_gpus: bool) -> list[dict[str, str]]:
     """One environment a worker: the host's processors and GPUs shared out.
 
     GPUs only as far as CUDA_VISIBLE_DEVICES names them; else the workers of one host
@@ -184,12 +201,12 @@ def _environments(num_workers: int) -> list[dict[str, str]]:
     } | dict(os.environ)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     gpus = [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
-    if not gpus:
+    if not gpus or not uses_gpus:
         return [common] * num_workers
     if len(gpus) < num_workers:
         raise InputError(
             f"CUDA_VISIBLE_DEVICES: found {visible!r} for {num_workers} workers, "
-            "expected a GPU for each, or none at all (an empty value)"
+            "expected a GPU for each, or --num_gpus=0"
         )
     share = len(gpus) // num_workers
     return [

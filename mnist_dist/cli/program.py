@@ -28,6 +28,24 @@ from mnist_dist.errors import (
     RunError,
 )
 
+# What flags are called elsewhere, where the difference is too large to be found.
+_OTHER_NAMES = {
+    "batch_size": "global_batch_size",
+    "epochs": "train_epochs",
+    "gpus": "num_gpus",
+    "logdir": "model_dir",
+    "lr": "learning_rate",
+    "max_steps": "train_steps",
+    "nproc_per_node": "num_workers",
+    "num_epochs": "train_epochs",
+    "num_steps": "train_steps",
+    "output_dir": "model_dir",
+    "precision": "dtype",
+    "steps": "train_steps",
+    "wd": "weight_decay",
+    "workers": "num_workers",
+}
+
 
 def run(
     main: Callable[[Sequence[str]], int | None],
@@ -173,6 +191,13 @@ def parse(argv: Sequence[str]) -> list[str]:
     """
     try:
         rest = flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        meant = _OTHER_NAMES.get(error.flagname)
+        if meant not in flags.FLAGS:
+            raise InputError(str(error)) from None
+        raise InputError(
+            f"--{error.flagname}: found an unknown flag, expected --{meant}"
+        ) from None
     except (flags.Error, ValueError) as error:  # ValueError: --noexport=1
         raise InputError(str(error)) from None
     for name in flags.FLAGS:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
-from mnist_dist.device.import_errors import explain_import_error
+from mnist_dist.device.environment import check_threads, explain_import_error
 from mnist_dist.errors import InputError
 
 
@@ -21,8 +21,9 @@ def quiet_imports() -> Iterator[None]:
     is shown anyhow.
 
     Raises:
-      InputError: the import failed for something in the user's environment.
+      InputError: something in the user's environment keeps TensorFlow from working.
     """
+    check_threads()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         said = _open_scratch()

@@ -157,6 +157,28 @@ def test_fewer_gpus_than_workers_are_refused(start):
     assert not starts(start.folder)
 
 
+def test_gpus_that_no_worker_uses_are_not_shared_out(start):
+    env = {"CUDA_VISIBLE_DEVICES": "3"}
+    assert finish(start("", num_workers=2, env=env, uses_gpus=False))[0] == 0
+    assert len(starts(start.folder)) == 2
+
+
+def test_too_few_open_files_are_an_input_error(tmp_path):
+    result = subprocess.run(
+        [
+            *("sh", "-c", 'ulimit -n 20; exec "$@"', "sh"),
+            *(sys.executable, "-m", "mnist_dist", "launch", "--num_workers=30"),
+            *("--", f"--model_dir={tmp_path}/run"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "--num_workers: found 30, more than this process may start" in line
+    assert "ulimit -n" in line
+
+
 POISON = """
 wait_for_all()
 if rank == 1:

@@ -109,6 +109,19 @@ def test_gpus_that_tensorflow_cannot_use(command, refuse, fork_server, tmp_path)
     refuse(*command, words=words, environment=environment)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TF_NUM_INTRAOP_THREADS", "99999999"),
+        ("TF_NUM_INTEROP_THREADS", "-1"),
+        ("OMP_NUM_THREADS", "many"),
+    ],
+)
+def test_threads(name, value, refuse):
+    words = [f"{name}: found {value!r}, expected 0 to 4096"]
+    refuse("train", "--model_dir=HERE/run", words=words, environment={name: value})
+
+
 # Data sets.
 
 IDX_FILES = {
@@ -266,6 +279,10 @@ BAD_FLAGS = [
     ("train", ["--model_dir=GOOD/file"], "--model_dir: found '", "is no directory"),
     ("train", [*SMALL, "--model_dir=GOOD/file/x"], "--model_dir: found '", "expected a directory"),
     ("train", [NEW, "--no_such"], "no_such"),
+    ("train", [NEW, "--lr=1"], "--lr: found an unknown flag, expected --learning_rate"),
+    ("train", [NEW, "--batch_size=1"], "--batch_size: found", "expected --global_batch_size"),
+    ("train", [NEW, "--epochs=1"], "--epochs: found", "expected --train_epochs"),
+    ("train", [NEW, "--gpus=1"], "--gpus: found", "expected --num_gpus"),
     ("train", [NEW, "stray"], "unexpected argument 'stray'"),
     ("train", [NEW, "--helpless"], "helpless"),
     ("train", [NEW, "--noexport=1"], "--noexport=1 does not take an argument"),

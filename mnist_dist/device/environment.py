@@ -1,4 +1,4 @@
-"""What in a user's environment keeps TensorFlow from being imported."""
+"""What in a user's environment keeps TensorFlow from being imported, or from starting."""
 
 import os
 import sys
@@ -6,11 +6,31 @@ import sysconfig
 import traceback
 from collections.abc import Mapping
 
+from mnist_dist.errors import InputError
+
+MAX_THREADS = 4096
 # Keras, and the older one inside TensorFlow.
 _READERS_OF_KERAS_JSON = (
     "keras/src/backend/config.py",
     "tensorflow/python/keras/backend.py",
 )
+
+
+def check_threads(environ: Mapping[str, str] = os.environ) -> None:
+    """Checks the variables by which TensorFlow starts its threads.
+
+    It would start a hundred million without a word, and ignore what is no number.
+
+    Raises:
+      InputError: one is not within bounds.
+    """
+    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+        text = environ.get(name, "").strip()
+        # OpenMP takes a number for each level of nesting.
+        if not all(
+            n.isdecimal() and int(n) <= MAX_THREADS for n in text.split(",") if n
+        ):
+            raise InputError(f"{name}: found {text!r}, expected 0 to {MAX_THREADS}")
 
 
 def explain_import_error(
