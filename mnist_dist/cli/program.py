@@ -192,7 +192,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        meant = _OTHER_NAMES.get(error.flagname)
+        meant = _OTHER_NAMES.get(error.flagname, "")
         if meant not in flags.FLAGS:
             raise InputError(str(error)) from None
         raise InputError(
