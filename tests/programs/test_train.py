@@ -468,24 +468,21 @@ def test_compiled_run_in_two_parts_equals_the_whole_bit_for_bit(
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("num_replicas", [2, 4])
-def test_replicas_give_the_loss_curve_of_one(
-    num_replicas, undisturbed, train, tmp_path
-):
-    result = train(
-        tmp_path,
-        "--train_steps=120",
-        "--noexport",
-        "--distribution_strategy=mirrored",
-        f"--logical_cpus={num_replicas}",
-    )
-    assert f"MirroredStrategy, {num_replicas} replicas" in result.stdout
-    assert f"128 global, {128 // num_replicas} a replica" in result.stdout
-    found, expected = records(tmp_path), records(undisturbed[0])
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
-        assert a["step"] == b["step"]
-        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-3)
+def test_replicas_give_the_losses_of_one(start_train, tmp_path):
+    """A few steps of SGD: over many, or divided by themselves, rounding errors grow."""
+    flags = ["--train_steps=4", "--summary_interval=1", "--noexport"]
+    flags += ["--optimizer=sgd", "--learning_rate=0.1"]
+    several = ["--distribution_strategy=mirrored", "--logical_cpus=4"]
+    one = start_train(tmp_path / "one", *flags)
+    four = start_train(tmp_path / "four", *flags, *several)
+    assert (one.wait(), four.wait()) == (0, 0), one.stderr() + four.stderr()
+    assert "MirroredStrategy, 4 replicas" in four.stdout()
+    assert "128 global, 32 a replica" in four.stdout()
+    found, expected = records(tmp_path / "four"), records(tmp_path / "one")
+    assert [r["step"] for r in found] == [r["step"] for r in expected]
+    losses = [r["loss"] for r in expected]
+    assert losses[0] > losses[3] + 0.1
+    np.testing.assert_allclose([r["loss"] for r in found], losses, rtol=1e-4)
 
 
 def test_run_of_an_earlier_version_goes_on(run_train, tmp_path):
@@ -542,7 +539,11 @@ def test_warm_start_takes_the_weights_and_nothing_else(undisturbed, train, tmp_p
 
 def test_profile_of_the_named_steps_lies_where_tensorboard_looks(train, tmp_path):
     train(tmp_path, "--train_steps=40", "--profile_steps=10,20", "--noexport")
-    assert len(list(tmp_path.glob("train/plugins/profile/*/*.xplane.pb"))) == 1
+    (path,) = tmp_path.glob("train/plugins/profile/*/*.xplane.pb")
+    # The operations of the step, as TensorFlow's runtime has recorded them.
+    trace = path.read_bytes()
+    assert b"MatMul" in trace
+    assert b"/host:CPU" in trace
 
 
 def test_run_that_stopped_while_it_was_profiled_goes_on(train, tmp_path):

@@ -3,6 +3,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from array_checks import assert_same_bytes
 
 from mnist_dist.data import ExampleStream, Split
 from mnist_dist.device.evaluate_loop import create_evaluate_loop, evaluate_split
@@ -126,15 +127,23 @@ def train(strategy, split, state, loop, *, num_steps=6, first=0, is_resident=Tru
     return state.to_arrays()
 
 
-def assert_same(found, expected, **tolerance):
+def assert_same_steps(found, expected, before, *, part=0.02):
+    """Arrays have moved alike, but for rounding.
+
+    It may switch a ReLU of one of the 24 examples in a step, which is a small part of
+    what the steps move. SGD's steps are as exact as the gradients; Adam's are not where
+    those are near zero.
+    """
     assert found.keys() == expected.keys()
-    for name in expected:
+    for name, array in expected.items():
+        moved = np.max(np.abs(array - before[name]))
         np.testing.assert_allclose(
-            found[name], expected[name], err_msg=name, **tolerance
+            found[name], array, rtol=0, atol=part * moved, err_msg=name
         )
 
 
 FULL = {
+    "optimizer": "sgd",
     "dropout": 0.3,
     "with_augmentation": True,
     "label_smoothing": 0.1,
@@ -143,17 +152,22 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn", "custom_models:create_dropping"])
+@pytest.mark.parametrize(
+    ("model", "replica_counts"),
+    [("mlp", [2]), ("cnn", [2]), ("custom_models:create_dropping", [2, 4])],
+)
 def test_replicas_follow_one_trajectory_and_stay_bit_equal(
-    model, create_strategy, split
+    model, replica_counts, create_strategy, split
 ):
     one = create_strategy(1)
-    expected = train(one, split, *build(one, model=model, **FULL))
-    for replicas in (2, 4):
+    state, loop = build(one, model=model, **FULL)
+    before = state.to_arrays()
+    expected = train(one, split, state, loop)
+    for replicas in replica_counts:
         strategy = create_strategy(replicas)
         state, loop = build(strategy, model=model, **FULL)
         found = train(strategy, split, state, loop)
-        assert_same(found, expected, rtol=2e-3, atol=2e-4)
+        assert_same_steps(found, expected, before)
         for variable in state.parameters + state.ema:
             copies = [v.numpy() for v in strategy.experimental_local_results(variable)]
             for copy in copies[1:]:
@@ -173,26 +187,27 @@ def train_with_keras(split, model, optimizer, loss, *, num_steps):
     return oracle, losses
 
 
-def assert_same_weights(found, oracle, *, rtol=1e-4, atol=1e-5):
-    for variable in oracle.variables:
-        name = f"model/{variable.path.removeprefix(f'{oracle.name}/')}"
-        np.testing.assert_allclose(
-            found[name], variable.numpy(), err_msg=name, rtol=rtol, atol=atol
-        )
+def assert_same_weights(found, oracle, before):
+    weights = {
+        f"model/{v.path.removeprefix(f'{oracle.name}/')}": v.numpy()
+        for v in oracle.variables
+    }
+    assert_same_steps({name: found[name] for name in weights}, weights, before)
 
 
 def test_training_equals_keras_on_one_device(create_strategy, split):
     strategy = create_strategy(1)
-    state, loop = build(strategy, model="mlp")
+    state, loop = build(strategy, model="mlp", optimizer="sgd")
+    before = state.to_arrays()
     found = train(strategy, split, state, loop, num_steps=10)
     oracle, losses = train_with_keras(
         split,
         "mlp",
-        keras.optimizers.Adam(1e-2),
+        keras.optimizers.SGD(1e-2, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         num_steps=10,
     )
-    assert_same_weights(found, oracle)
+    assert_same_weights(found, oracle, before)
     np.testing.assert_allclose(
         found["sums/loss"] / found["sums/examples"], np.mean(losses), rtol=1e-5
     )
@@ -200,20 +215,22 @@ def test_training_equals_keras_on_one_device(create_strategy, split):
 
 def test_smoothed_labels_are_those_of_keras(create_strategy, split):
     one = create_strategy(1)
-    found = train(one, split, *build(one, model="mlp", label_smoothing=0.1))
+    state, loop = build(one, model="mlp", optimizer="sgd", label_smoothing=0.1)
+    before = state.to_arrays()
+    found = train(one, split, state, loop)
     smoothed = keras.losses.CategoricalCrossentropy(
         from_logits=True, label_smoothing=0.1
     )
     oracle, losses = train_with_keras(
         split,
         "mlp",
-        keras.optimizers.Adam(1e-2),
+        keras.optimizers.SGD(1e-2, momentum=0.9),
         lambda labels, logits: smoothed(
             tf.one_hot(tf.cast(labels, tf.int32), CLASSES), logits
         ),
         num_steps=6,
     )
-    assert_same_weights(found, oracle)
+    assert_same_weights(found, oracle, before)
     np.testing.assert_allclose(
         found["sums/loss"] / found["sums/examples"], np.mean(losses), rtol=1e-5
     )
@@ -225,8 +242,9 @@ def test_gradients_are_clipped_together_as_by_keras(replicas, create_strategy, s
     strategy = create_strategy(replicas)
     options = {"model": "mlp", "optimizer": "sgd"}
     free = train(strategy, split, *build(strategy, **options))
-    clipped = build(strategy, clip_global_norm=limit, **options)
-    found = train(strategy, split, *clipped)
+    state, loop = build(strategy, clip_global_norm=limit, **options)
+    before = state.to_arrays()
+    found = train(strategy, split, state, loop)
     oracle, _ = train_with_keras(
         split,
         "mlp",
@@ -234,7 +252,7 @@ def test_gradients_are_clipped_together_as_by_keras(replicas, create_strategy, s
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         num_steps=6,
     )
-    assert_same_weights(found, oracle)
+    assert_same_weights(found, oracle, before)
     name = "model/dense_layer_2/kernel"
     assert np.max(np.abs(found[name] - free[name])) > 1e-3
 
@@ -281,8 +299,9 @@ def test_penalties_of_the_model_count_as_in_keras(
     name, replicas, use_xla, create_strategy, split
 ):
     name, strategy = f"custom_models:{name}", create_strategy(replicas)
-    built = build(strategy, model=name, optimizer="sgd", use_xla=use_xla)
-    found = train(strategy, split, *built)
+    state, loop = build(strategy, model=name, optimizer="sgd", use_xla=use_xla)
+    before = state.to_arrays()
+    found = train(strategy, split, state, loop)
     oracle, _ = train_with_keras(
         split,
         name,
@@ -290,12 +309,14 @@ def test_penalties_of_the_model_count_as_in_keras(
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         num_steps=6,
     )
-    assert_same_weights(found, oracle)
+    assert_same_weights(found, oracle, before)
 
 
 def test_split_run_streamed_run_and_xla_run_are_the_same_run(create_strategy, split):
     one = create_strategy(1)
-    expected = train(one, split, *build(one, model="mlp", **FULL))
+    state, loop = build(one, model="mlp", **FULL)
+    before = state.to_arrays()
+    expected = train(one, split, state, loop)
 
     state, loop = build(one, model="mlp", **FULL)
     train(one, split, state, loop, num_steps=2)
@@ -303,13 +324,13 @@ def test_split_run_streamed_run_and_xla_run_are_the_same_run(create_strategy, sp
     state, loop = build(one, model="mlp", **FULL)
     state.from_arrays(arrays)
     found = train(one, split, state, loop, num_steps=4, first=2)
-    assert_same(found, expected, rtol=0, atol=0)
+    assert_same_bytes(found, expected)
 
     found = train(one, split, *build(one, model="mlp", **FULL), is_resident=False)
-    assert_same(found, expected, rtol=0, atol=0)
+    assert_same_bytes(found, expected)
 
     found = train(one, split, *build(one, model="mlp", use_xla=True, **FULL))
-    assert_same(found, expected, rtol=2e-3, atol=2e-4)
+    assert_same_steps(found, expected, before)
 
 
 def test_batch_norm_statistics_are_averaged_over_replicas(create_strategy, split):
@@ -337,9 +358,11 @@ def test_batch_norm_statistics_are_averaged_over_replicas(create_strategy, split
 def test_synchronized_batch_norm_is_that_of_the_whole_batch(create_strategy, split):
     name = f"{__name__}:create_synchronized_model"
     one, two = create_strategy(1), create_strategy(2)
-    expected = train(one, split, *build(one, model=name))
-    found = train(two, split, *build(two, model=name))
-    assert_same(found, expected, rtol=2e-3, atol=2e-4)
+    state, loop = build(one, model=name, optimizer="sgd")
+    before = state.to_arrays()
+    expected = train(one, split, state, loop)
+    found = train(two, split, *build(two, model=name, optimizer="sgd"))
+    assert_same_steps(found, expected, before)
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
@@ -357,12 +380,14 @@ def test_counters_of_layers_are_not_averaged(replicas, create_strategy, split):
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_bfloat16_computes_in_it_and_keeps_float32(replicas, create_strategy, split):
     strategy = create_strategy(replicas)
-    expected = train(strategy, split, *build(strategy, optimizer="sgd"))
+    state, loop = build(strategy, optimizer="sgd")
+    before = state.to_arrays()
+    expected = train(strategy, split, state, loop)
     state, loop = build(strategy, optimizer="sgd", dtype="bfloat16")
     found = train(strategy, split, state, loop)
     assert {v.dtype for v in state.parameters} == {tf.float32}
     assert state.model.get_layer("conv_layer_1").compute_dtype == "bfloat16"
-    assert_same(found, expected, rtol=0.05, atol=0.02)
+    assert_same_steps(found, expected, before, part=0.2)  # of 8 bits
     # In float32 a replay would be equal to the last bit.
     assert any(np.any(found[name] != expected[name]) for name in expected)
 
