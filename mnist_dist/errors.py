@@ -13,6 +13,13 @@ class InputError(Exception):
     """
 
 
+class OwnCodeError(InputError):
+    """Code that the user brought has failed; the cause is what it raised.
+
+    Programs print the traceback of the cause above the message.
+    """
+
+
 class RunError(Exception):
     """The run cannot go on: the disk is full, the loss is not finite.
 

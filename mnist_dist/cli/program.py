@@ -24,6 +24,7 @@ from mnist_dist.errors import (
     EXIT_INPUT,
     EXIT_STOPPED,
     InputError,
+    OwnCodeError,
     PeerError,
     RunError,
 )
@@ -92,6 +93,9 @@ def run(
             code = main(argv)
             flush_stdout()
             return code
+        except OwnCodeError as error:
+            traceback.print_exception(error.__cause__)
+            _fail(error, EXIT_INPUT)
         except InputError as error:
             _fail(error, EXIT_INPUT)
         except RunError as error:

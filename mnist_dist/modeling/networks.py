@@ -1,13 +1,13 @@
 """The networks: Keras layers, images in, logits out."""
 
-import importlib
-import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from mnist_dist.errors import InputError
+from mnist_dist.modeling import own_models
 
 
 def normalize(images: tf.Tensor) -> tf.Tensor:
@@ -73,18 +73,11 @@ def resolve_model(name: str) -> Callable[..., keras.Model]:
     """
     if name in _MODELS:
         return _MODELS[name]
-    module_name, colon, function_name = name.partition(":")
-    if not colon or name.startswith("."):
+    if ":" not in name or name.startswith("."):
         raise InputError(
             f"--model: found {name!r}, expected {', '.join(_MODELS)} or module:function"
         )
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"--model: cannot load {name!r}: {error}") from error
-    if not callable(function):
-        raise InputError(f"--model: found {name!r}, which is not a function")
-    return function
+    return own_models.import_function(name)
 
 
 def create_model(
@@ -112,38 +105,19 @@ def create_model(
     """
     function = resolve_model(name) if isinstance(name, str) else name
     name = name if isinstance(name, str) else f"{name.__module__}:{name.__qualname__}"
-    arguments = {"image_shape": image_shape, "num_classes": num_classes}
-    try:
-        signature = inspect.signature(function)
-        if "dropout" in signature.parameters:
-            arguments["dropout"] = dropout
-        signature.bind(**arguments)
-    except (TypeError, ValueError) as error:  # ValueError: written in C, without one
-        raise InputError(
-            f"--model: {name!r} takes no image_shape and num_classes alone: {error}"
-        ) from error
-    if dropout and "dropout" not in arguments:
-        raise InputError(f"--dropout: found {dropout}, but {name!r} takes no `dropout`")
-
+    sizes: dict[str, Any] = {"image_shape": image_shape, "num_classes": num_classes}
     _set_keras_defaults()
     policy = keras.config.dtype_policy()
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(dtype if dtype == "float32" else f"mixed_{dtype}")
     try:
-        model = function(**arguments)
-        if not isinstance(model, keras.Model):
-            raise InputError(
-                f"--model: {name!r} returned {type(model).__name__}, "
-                "expected a keras.Model"
-            )
-        output = model(keras.KerasTensor((None, *image_shape)))
+        model = own_models.call_function(function, name, dropout=dropout, **sizes)
+        own_models.check_model(model, name, **sizes)
+        if name not in _MODELS:
+            own_models.check_variables(model, name, image_shape=image_shape)
+            own_models.warn_of_habits(model, name)
     finally:
         keras.config.set_dtype_policy(policy)
-    if tuple(output.shape) != (None, num_classes):
-        raise InputError(
-            f"--model: {name!r} maps images (None, *{image_shape}) to {output.shape}, "
-            f"expected (None, {num_classes})"
-        )
     return model
 
 

@@ -7,7 +7,7 @@ from custom_models import create_small
 
 from mnist_dist.device.train_loop import create_train_loop
 from mnist_dist.device.train_state import TrainState
-from mnist_dist.errors import InputError
+from mnist_dist.errors import InputError, OwnCodeError
 from mnist_dist.modeling.networks import create_model, freeze_layers
 from mnist_dist.modeling.optimizers import create_schedule, create_update_rule
 
@@ -64,3 +64,70 @@ def test_freezing_names_the_layers_there_are():
 def test_function_that_takes_something_else_is_refused(name):
     with pytest.raises(InputError, match=f"--model: .*{name}"):
         create_model(name, image_shape=(2, 3, 1), num_classes=4, seed=1)
+
+
+WRONG = {
+    "create_two_outputs": "gives 2 outputs (list), expected one, logits (None, 10)",
+    "create_dict": "gives 1 outputs (dict), expected one, logits (None, 10)",
+    "create_two_inputs": "takes (None, 28, 28, 1) and (None, 28, 28, 1), expected one input, images (None, 28, 28, 1)",
+    "create_flat": "takes (None, 784), expected one input, images (None, 28, 28, 1)",
+    "create_too_many_poolings": "it cannot be built: ValueError: ",
+    "create_name_error": "it cannot be built: NameError: name 'nonsense' is not defined",
+    "Dense": "returned Dense, expected a keras.Model",
+    "create_hiding": "computes with variables that Keras does not know (scale:0)",
+    "create_nothing": "has no attribute 'create_nothing'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", WRONG)
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_model_that_cannot_be_trained_is_refused_in_one_line(
+    function, num_replicas, create_strategy
+):
+    name = f"wrong_models:{function}"
+    strategy = create_strategy(num_replicas)
+    with strategy.scope(), pytest.raises(InputError) as caught:
+        create_model(name, image_shape=(28, 28, 1), num_classes=10, seed=1)
+    message = str(caught.value)
+    assert message.startswith("--model: ")
+    assert repr(name) in message
+    assert WRONG[function] in message
+    assert "\n" not in message
+    is_own_fault = isinstance(caught.value, OwnCodeError)
+    assert is_own_fault == ("cannot be built" in message)
+
+
+def test_module_with_a_fault_is_told_from_one_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "faulty_syntax.py").write_text("def create(:\n")
+    (tmp_path / "faulty_import.py").write_text("import no_such_package_at_all\n")
+    for name, words in (
+        ("faulty_syntax:create", "its module cannot be imported: SyntaxError"),
+        ("faulty_import:create", "ModuleNotFoundError: No module named 'no_such_"),
+    ):
+        with pytest.raises(OwnCodeError, match=words):
+            create_model(name, image_shape=(2, 2, 1), num_classes=2, seed=1)
+    with pytest.raises(
+        InputError, match="cannot load 'no_such_module:create'"
+    ) as caught:
+        create_model(
+            "no_such_module:create", image_shape=(2, 2, 1), num_classes=2, seed=1
+        )
+    assert not isinstance(caught.value, OwnCodeError)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("create_softmax", "applies softmax; the loss expects logits"),
+        (
+            "create_rescaling",
+            "layer 'scaled' of 'wrong_models:create_rescaling' scales",
+        ),
+    ],
+)
+def test_habits_of_other_training_loops_are_warned_of(function, words, caplog):
+    create_model(
+        f"wrong_models:{function}", image_shape=(28, 28, 1), num_classes=10, seed=1
+    )
+    assert words in caplog.text
