@@ -1,11 +1,8 @@
-"""The devices and workers that are there -> a tf.distribute strategy."""
+"""Builds the tf.distribute strategy over the devices and workers that are there."""
 
-import contextlib
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 
-import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -13,7 +10,7 @@ from mnist_dist.cluster.exit_timer import exits_unless_done_within
 from mnist_dist.cluster.meeting import meet_peers
 from mnist_dist.cluster.membership import Cluster, split_address
 from mnist_dist.device import devices
-from mnist_dist.errors import EXIT_STOPPED, InputError, PeerError
+from mnist_dist.errors import EXIT_STOPPED, InputError
 
 # TensorFlow listens on all interfaces, whatever address it is given.
 PORT_WARNING = (
@@ -22,16 +19,6 @@ PORT_WARNING = (
 )
 
 _ONE_WORKER = Cluster("one worker")
-_LEAVING_SECONDS = 5.0  # that the others may take to end with this worker
-# What a worker's calls raise when another is gone, depending on what was under way.
-_LOST = (
-    tf.errors.UnavailableError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.FailedPreconditionError,
-    tf.errors.InternalError,
-)
 
 
 def create_strategy(
@@ -50,8 +37,8 @@ def create_strategy(
     """Chooses devices and builds the strategy over them.
 
     Once TensorFlow's runtime has started, the devices are those that it started with,
-    and several workers are out of reach. With several workers TensorFlow puts a handler of its own in the place of SIGTERM's: a
-    `StopRequest` listens only after this.
+    and several workers are out of reach. With several workers TensorFlow puts a handler
+    of its own in the place of SIGTERM's: a `StopRequest` listens only after this.
 
     Args:
       name: `auto` (several workers: multi_worker_mirrored; several devices: mirrored;
@@ -132,62 +119,6 @@ def check_all_reduce(name: str, *, num_workers: int, num_gpus: int) -> None:
         )
 
 
-def broadcast_from_chief(
-    strategy: tf.distribute.Strategy, arrays: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Returns the chief's arrays on every worker, bit for bit.
-
-    All workers must call it, with arrays of the same names, shapes and dtypes.
-    """
-    if not _has_peers(strategy):
-        return arrays
-    data = b"".join(np.ascontiguousarray(a).tobytes() for a in arrays.values())
-    words = np.frombuffer(data + b"\0" * (-len(data) % 8), np.int64)
-    data = _from_chief(strategy, words).tobytes()
-    received, start = {}, 0
-    for name, array in arrays.items():
-        flat = np.frombuffer(data, array.dtype, array.size, start)
-        received[name] = flat.reshape(array.shape)
-        start += array.nbytes
-    return received
-
-
-@contextlib.contextmanager
-def names_lost_peers(cluster: Cluster) -> Iterator[None]:
-    """Turns what TensorFlow raises when another worker is gone into a PeerError."""
-    try:
-        yield
-    except _LOST as error:
-        if cluster.num_workers == 1 or (
-            isinstance(error, tf.errors.InternalError) and "ollective" not in str(error)
-        ):
-            raise
-        reason = next(
-            (line for line in str(error).splitlines() if "aborted by:" in line),
-            str(error).partition("\n")[0],
-        )
-        tasks = sorted(set(re.findall(r"/job:worker/replica:0/task:(\d+)", str(error))))
-        who = f"worker {' or '.join(tasks)}" if tasks else "another worker"
-        raise PeerError(
-            f"{who} is gone; unless its own output names an error, start all workers "
-            f"again and the run goes on from its newest checkpoint ({reason.strip()})"
-        ) from error
-
-
-def leave_together(strategy: tf.distribute.Strategy, *, code: int) -> None:
-    """Returns when every worker has come here and may end its process with `code`."""
-    if not _has_peers(strategy):
-        return
-    _from_chief(strategy, np.zeros(1, np.int64))
-    # Who has passed the first barrier may end as soon as all have: then this one
-    # breaks, and that is as good as passing it.
-    with (
-        exits_unless_done_within(_LEAVING_SECONDS, code=code),
-        contextlib.suppress(tf.errors.OpError),
-    ):
-        _from_chief(strategy, np.zeros(1, np.int64))
-
-
 def device_type(strategy: tf.distribute.Strategy) -> str:
     """Returns `CPU` or `GPU`, what the replicas run on."""
     device = strategy.extended.worker_devices[0]
@@ -261,26 +192,6 @@ def _multi_worker_strategy(
             implementation=kind.NCCL if all_reduce_alg == "nccl" else kind.RING
         ),
     )
-
-
-def _has_peers(strategy: tf.distribute.Strategy) -> bool:
-    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-
-
-def _from_chief(strategy: tf.distribute.Strategy, words: np.ndarray) -> np.ndarray:
-    """Returns the chief's int64 words on every worker, when all have called it."""
-
-    @tf.function(autograph=False)
-    def send(words: tf.Tensor) -> tf.Tensor:
-        def share() -> tf.Tensor:
-            replica = tf.distribute.get_replica_context()
-            is_first = replica.replica_id_in_sync_group == 0
-            sent = tf.where(is_first, words, tf.zeros_like(words))
-            return replica.all_reduce(tf.distribute.ReduceOp.SUM, sent)
-
-        return strategy.experimental_local_results(strategy.run(share))[0]
-
-    return send(tf.constant(words)).numpy()
 
 
 def _cross_device_ops(

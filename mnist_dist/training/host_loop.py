@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from mnist_dist.device.evaluate_loop import EvaluateLoop, evaluate_split
 from mnist_dist.device.feed import DeviceSplit
-from mnist_dist.device.strategy import broadcast_from_chief
+from mnist_dist.device.peers import broadcast_from_chief
 from mnist_dist.device.train_loop import TrainLoop
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.errors import RunError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist.device.strategy import broadcast_from_chief
+from mnist_dist.device.peers import broadcast_from_chief
 from mnist_dist.errors import InputError
 from mnist_dist.run.checkpoints import list_checkpoints
 from mnist_dist.run.config import is_restart, load_config

@@ -10,11 +10,8 @@ import tensorflow as tf
 from mnist_dist.cluster.membership import Cluster
 from mnist_dist.cluster.stop_request import StopRequest
 from mnist_dist.data import Dataset, load_dataset
-from mnist_dist.device.strategy import (
-    create_strategy,
-    leave_together,
-    names_lost_peers,
-)
+from mnist_dist.device.peers import leave_together, names_lost_peers
+from mnist_dist.device.strategy import create_strategy
 from mnist_dist.errors import EXIT_STOPPED
 from mnist_dist.run.best import Best
 from mnist_dist.run.directory import check_directory

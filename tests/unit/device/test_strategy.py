@@ -1,8 +1,5 @@
 """The choices that a test without GPUs can make; strategies are in test_multi_worker."""
 
-import os
-import time
-
 import pytest
 import tensorflow as tf
 
@@ -94,16 +91,3 @@ def test_all_reduce_that_there_is_not_is_named(name, num_workers, num_gpus, expe
         check_all_reduce(name, num_workers=num_workers, num_gpus=num_gpus)
     assert f"--all_reduce_alg: found {name!r}" in str(error.value)
     assert str(error.value).endswith(f"expected {expected}")
-
-
-@pytest.mark.parametrize("code", [0, 143])
-def test_worker_that_waits_in_vain_for_the_others_end_ends_as_it_would(code):
-    child = os.fork()
-    if child == 0:
-        signs = iter([lambda: None, lambda: time.sleep(60)])
-        strategy._LEAVING_SECONDS = 0.2
-        strategy._has_peers = lambda strategy: True
-        strategy._from_chief = lambda strategy, words: next(signs)()
-        strategy.leave_together(None, code=code)
-        os._exit(99)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code

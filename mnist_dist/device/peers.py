@@ -1,0 +1,125 @@
+"""What the workers of a run tell each other through TensorFlow, and how they part."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from mnist_dist.cluster.exit_timer import exits_unless_done_within
+from mnist_dist.cluster.membership import Cluster
+from mnist_dist.errors import PeerError
+
+_LEAVING_SECONDS = 5.0  # that the others may take to end with this worker
+# What a worker's calls raise when another is gone, depending on what was under way.
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+)
+
+
+def broadcast_from_chief(
+    strategy: tf.distribute.Strategy, arrays: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns the chief's arrays on every worker, bit for bit.
+
+    All workers must call it, with arrays of the same names, shapes and dtypes.
+    """
+    if not _has_peers(strategy):
+        return arrays
+    data = b"".join(np.ascontiguousarray(a).tobytes() for a in arrays.values())
+    words = np.frombuffer(data + b"\0" * (-len(data) % 8), np.int64)
+    data = _from_chief(strategy, words).tobytes()
+    received, start = {}, 0
+    for name, array in arrays.items():
+        flat = np.frombuffer(data, array.dtype, array.size, start)
+        received[name] = flat.reshape(array.shape)
+        start += array.nbytes
+    return received
+
+
+def gather_texts(
+    strategy: tf.distribute.Strategy, text: str, *, cluster: Cluster
+) -> list[str]:
+    """Returns the text of every worker, by rank, on all of them."""
+    if not _has_peers(strategy):
+        return [text]
+    per_worker = strategy.num_replicas_in_sync // cluster.num_workers
+    data = text.encode()
+    lengths = np.zeros(cluster.num_workers, np.int64)
+    lengths[cluster.rank] = len(data)
+    lengths = _add_up(strategy, lengths, replicas_between=per_worker)
+    rows = np.zeros([cluster.num_workers, int(lengths.max()) // 8 + 1], np.int64)
+    padded = data + b"\0" * (rows.shape[1] * 8 - len(data))
+    rows[cluster.rank] = np.frombuffer(padded, np.int64)
+    rows = _add_up(strategy, rows, replicas_between=per_worker)
+    pairs = zip(rows, lengths, strict=True)
+    return [row.tobytes()[:length].decode() for row, length in pairs]
+
+
+@contextlib.contextmanager
+def names_lost_peers(cluster: Cluster) -> Iterator[None]:
+    """Turns what TensorFlow raises when another worker is gone into a PeerError."""
+    try:
+        yield
+    except _LOST as error:
+        if cluster.num_workers == 1 or (
+            isinstance(error, tf.errors.InternalError) and "ollective" not in str(error)
+        ):
+            raise
+        reason = next(
+            (line for line in str(error).splitlines() if "aborted by:" in line),
+            str(error).partition("\n")[0],
+        )
+        tasks = sorted(set(re.findall(r"/job:worker/replica:0/task:(\d+)", str(error))))
+        who = f"worker {' or '.join(tasks)}" if tasks else "another worker"
+        raise PeerError(
+            f"{who} is gone; unless its own output names an error, start all workers "
+            f"again and the run goes on from its newest checkpoint ({reason.strip()})"
+        ) from error
+
+
+def leave_together(strategy: tf.distribute.Strategy, *, code: int) -> None:
+    """Returns when every worker has come here and may end its process with `code`."""
+    if not _has_peers(strategy):
+        return
+    _from_chief(strategy, np.zeros(1, np.int64))
+    # Who has passed the first barrier may end as soon as all have: then this one
+    # breaks, and that is as good as passing it.
+    with (
+        exits_unless_done_within(_LEAVING_SECONDS, code=code),
+        contextlib.suppress(tf.errors.OpError),
+    ):
+        _from_chief(strategy, np.zeros(1, np.int64))
+
+
+def _has_peers(strategy: tf.distribute.Strategy) -> bool:
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def _from_chief(strategy: tf.distribute.Strategy, words: np.ndarray) -> np.ndarray:
+    """Returns the chief's int64 words on every worker, when all have called it."""
+    return _add_up(strategy, words, replicas_between=strategy.num_replicas_in_sync)
+
+
+def _add_up(
+    strategy: tf.distribute.Strategy, words: np.ndarray, *, replicas_between: int
+) -> np.ndarray:
+    """Adds int64 words up over the first of every so many replicas, on all of them."""
+
+    @tf.function(autograph=False)
+    def add(words: tf.Tensor) -> tf.Tensor:
+        def share() -> tf.Tensor:
+            replica = tf.distribute.get_replica_context()
+            is_one = replica.replica_id_in_sync_group % replicas_between == 0
+            sent = tf.where(is_one, words, tf.zeros_like(words))
+            return replica.all_reduce(tf.distribute.ReduceOp.SUM, sent)
+
+        return strategy.experimental_local_results(strategy.run(share))[0]
+
+    return add(tf.constant(words)).numpy()
