@@ -15,9 +15,7 @@ Results come in the order of the files. A file that is wrong is reported on stan
 error, in one line, and the rest is done; the exit code is then 2.
 """
 
-import functools
 import io
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -31,8 +29,7 @@ from mnist_dist.cli.prediction_formats import (
     format_predictions,
 )
 from mnist_dist.errors import EXIT_INPUT, InputError
-from mnist_dist.pictures.digit_images import PREPROCESS, fit_images
-from mnist_dist.pictures.image_files import find_files, read_batches
+from mnist_dist.pictures.digit_images import PREPROCESS
 
 _string, _enum = flags.DEFINE_string, flags.DEFINE_enum
 
@@ -70,45 +67,28 @@ def main(argv: Sequence[str]) -> int:
     check_flags(files)
     # TensorFlow takes seconds to import: not before the flags are known to be good.
     with program.quiet_imports():
-        from mnist_dist.inference.classifier import (
-            find_saved_model,
-            load_classifier,
-            select_best,
-        )
-        from mnist_dist.run import directory as run_directory
+        from mnist_dist.inference.image_predictions import predict_files
 
-    directory = FLAGS.export_dir or run_directory.export_dir(FLAGS.model_dir)
-    classifier = load_classifier(find_saved_model(directory))
-    if FLAGS.top_k > classifier.num_classes:
-        raise InputError(
-            f"--top_k: found {FLAGS.top_k}, expected at most the "
-            f"{classifier.num_classes} classes of the model"
-        )
-    batches = read_batches(
-        find_files(files),
-        prepare=functools.partial(
-            fit_images,
-            image_shape=classifier.image_shape,
-            preprocess=FLAGS.preprocess,
-        ),
-        images_per_batch=FLAGS.images_per_call,
-        # Each may hold a large photograph; and much of the work is Python's own.
-        num_threads=min(os.cpu_count() or 1, 4),
-    )
     # What Pillow finds odd in a file that it can read is nothing to tell.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    predictions = predict_files(
+        files,
+        **program.pick("model_dir export_dir preprocess top_k images_per_call"),
+    )
     drawing = prepare_output()
     exit_code = 0
     print(format_header(FLAGS.format, top_k=FLAGS.top_k), end="", flush=True)
-    for batch in batches:
-        if isinstance(batch, InputError):
-            program.print_error(batch)
+    for found in predictions:
+        if isinstance(found, InputError):
+            program.print_error(found)
             exit_code = EXIT_INPUT
             continue
-        probabilities, logits = classifier.classify(batch.images)
-        classes, probabilities = select_best(probabilities, logits, FLAGS.top_k)
         text = format_predictions(
-            FLAGS.format, batch, classes, probabilities, drawing=drawing
+            FLAGS.format,
+            found.batch,
+            found.classes,
+            found.probabilities,
+            drawing=drawing,
         )
         print(text, end="", flush=True)
     return exit_code

@@ -19,19 +19,17 @@ nothing, `transplant` what fits. A new run takes a layer file by `train --init_f
 import functools
 import itertools
 import json
-import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from mnist_dist.cli import program
+from mnist_dist.cli import model_flags, program
+from mnist_dist.cli.result_tables import format_results
 from mnist_dist.errors import InputError
 
 if TYPE_CHECKING:
-    from mnist_dist.files.arrays import Arrays
     from mnist_dist.layer_weights.weight_sources import Weights
 
 # Of a list given twice absl would keep the last, in silence.
@@ -44,13 +42,7 @@ flags.DEFINE_string(
     "Where weights come from: a run, checkpoint, SavedModel, .keras or layer file.",
 )
 flags.DEFINE_string("to", None, "What `diff` compares --from with.")
-flags.DEFINE_string("model_dir", None, "Run that is listed or changed.")
-flags.DEFINE_string(
-    "checkpoint", "latest", "Which checkpoint of a run: latest, best, or a step."
-)
-flags.DEFINE_bool(
-    "use_ema", None, "Take the weights' moving average. Default: if the run kept one."
-)
+model_flags.define_run("Run that is listed or changed.")
 _names("layers", [], "Layers to take, NAME,... Default: all. May be repeated.")
 _names("map", [], "FROM:TO,...: layers, and their new names. May be repeated.")
 flags.DEFINE_string(
@@ -67,117 +59,105 @@ FLAGS = flags.FLAGS
 def main(argv: Sequence[str]) -> int:
     """Runs one action; returns the exit code."""
     action = check_flags(argv[1:])
-    with program.quiet_imports():
-        import tensorflow as tf
-
-    # A training may need all of the GPUs' memory meanwhile.
-    tf.config.set_visible_devices([], "GPU")
+    program.import_tensorflow_without_gpus()
     action.run()
     return 0
 
 
-def _list() -> None:
-    import numpy as np
+def list_weights() -> None:
+    """Prints what layers a source has."""
+    from mnist_dist.layer_weights.layers import summarize_weights
 
-    from mnist_dist.layer_weights.layers import layer_of
+    weights = load("from")
+    rows = [row._asdict() for row in summarize_weights(weights, layer_names())]
+    print(format_results(FLAGS.format, {"source": weights.source}, rows))
 
-    (weights,) = _load("from")
+
+def save() -> None:
+    """Writes layers, under other names if asked for, to a file or folder."""
+    from mnist_dist.layer_weights.layer_files import save_layers
+    from mnist_dist.layer_weights.layers import list_layers
+    from mnist_dist.layer_weights.transplant import rename_layers
+
+    weights = load("from")
+    pairs = layer_map() or [(name, name) for name in list_layers(weights.arrays)]
+    arrays = rename_layers(weights, pairs)
+    save_layers(arrays, FLAGS.output)
     rows = [
         {
-            "layer": layer_of(name),
-            "weight": name.rpartition("/")[2],
+            "saved": name,
             "shape": list(array.shape),
             "dtype": str(array.dtype),
-            "norm": float(np.linalg.norm(array.astype(np.float64).ravel())),
-            "key": weights.keys[name],
+            "from layer": next(a for a, b in pairs if name.startswith(f"{b}/")),
         }
-        for name, array in _selected(weights).items()
+        for name, array in arrays.items()
     ]
-    _print({"source": weights.source}, rows)
+    facts = {"source": weights.source, "output": FLAGS.output}
+    print(format_results(FLAGS.format, facts, rows))
 
 
-def _save() -> None:
-    (weights,) = _load("from")
-    _save_file(weights.source, _selected(weights))
-
-
-def _transplant() -> None:
-    (weights,) = _load("from")
+def transplant() -> None:
+    """Puts what fits into a run, or writes layers under other names."""
     if FLAGS.output:
-        from mnist_dist.layer_weights.transplant import rename_layers
-
-        pairs = _layer_map() or [(layer, layer) for layer in _layers_of(weights)]
-        _save_file(weights.source, rename_layers(weights, pairs), pairs)
+        save()
     else:
-        _put_into_run(weights, _layer_map())
+        put_into_run(must_fit=False)
 
 
-def _load_into_run() -> None:
-    (weights,) = _load("from")
-    # All of them are named, so all must fit.
-    _put_into_run(weights, _layer_map() or [(n, n) for n in _layers_of(weights)])
+def load_into_run() -> None:
+    """Puts all layers into a run, or none."""
+    put_into_run(must_fit=True)
 
 
-def _put_into_run(weights: "Weights", pairs: list[tuple[str, str]]) -> None:
-    from mnist_dist.inference.trained_model import read_checkpoint
-    from mnist_dist.layer_weights import transplant
-    from mnist_dist.run import history
-    from mnist_dist.run.lock import open_for_writing
+def put_into_run(*, must_fit: bool) -> None:
+    """Puts layers into the newest checkpoint of a run."""
+    from mnist_dist.layer_weights.run_layers import transplant_layers
+    from mnist_dist.layer_weights.transplant import report_fit
 
-    history.check_run(FLAGS.model_dir)
-    with open_for_writing(FLAGS.model_dir):
-        _, arrays = read_checkpoint(FLAGS.model_dir, "latest")
-        fit = transplant.fit_layers(
-            weights,
-            transplant.run_specs(arrays),
-            layer_map=pairs,
-            target=FLAGS.model_dir,
-        )
-        before, path = history.replace_latest(
-            FLAGS.model_dir, arrays, transplant.replace_weights(arrays, fit.applied)
-        )
-    _print(
-        {
-            "source": weights.source,
-            "changed": path,
-            "before": before,
-            "optimizer": "its slots of the applied layers are zero again",
-            "accuracy": "that of the weights before is withdrawn from the records",
-        },
-        transplant.report_fit(fit),
+    weights = load("from")
+    done = transplant_layers(
+        weights, FLAGS.model_dir, layer_map=layer_map(), must_fit=must_fit
     )
+    facts = {
+        "source": weights.source,
+        "changed": done.changed,
+        "before": done.before,
+        "optimizer": "its slots of the applied layers are zero again",
+        "accuracy": "that of the weights before is withdrawn from the records",
+    }
+    print(format_results(FLAGS.format, facts, report_fit(done.fit)))
 
 
-def _diff() -> None:
-    from mnist_dist.layer_weights.differences import diff_layers
+def diff() -> None:
+    """Prints how far two sources are apart, layer by layer."""
+    from mnist_dist.layer_weights.differences import are_equal, diff_layers
+    from mnist_dist.layer_weights.weight_sources import load_several
 
-    first, second = _load("from", "to")
-    rows = [row._asdict() for row in diff_layers(first, second)]
-    is_same = all(r["num_different"] == 0 and not r["note"] for r in rows)
-    _print(
-        {
-            "from": first.source,
-            "to": second.source,
-            "equal": "yes" if is_same else "no",
-        },
-        rows,
-    )
+    first, second = load_several([str(FLAGS["from"].value), FLAGS.to], **choices())
+    rows = diff_layers(first, second)
+    facts = {
+        "from": first.source,
+        "to": second.source,
+        "equal": "yes" if are_equal(rows) else "no",
+    }
+    print(format_results(FLAGS.format, facts, [row._asdict() for row in rows]))
 
 
-def _checkpoints() -> None:
+def list_checkpoints() -> None:
+    """Prints all checkpoints of a run."""
     from mnist_dist.run.history import list_run_checkpoints
 
     rows = [row._asdict() for row in list_run_checkpoints(FLAGS.model_dir)]
     if FLAGS.format == "table":
         for row in rows:
-            row["time"] = time.strftime(
-                "%Y-%m-%d %H:%M:%S", time.localtime(row["time"])
-            )
+            moment = time.localtime(row["time"])
+            row["time"] = time.strftime("%Y-%m-%d %H:%M:%S", moment)
             row["is_best"] = "best" if row["is_best"] else ""
-    _print({"run": FLAGS.model_dir}, rows)
+    print(format_results(FLAGS.format, {"run": FLAGS.model_dir}, rows))
 
 
-def _revert() -> None:
+def revert() -> None:
+    """Sends a run back to one of its checkpoints."""
     from mnist_dist.run.history import revert_run
 
     reverted = revert_run(FLAGS.model_dir, FLAGS.step)
@@ -204,15 +184,15 @@ def _action(run: Callable[[], None], needs: str, takes: str = "") -> _Action:
 
 
 ACTIONS: Mapping[str, _Action] = {
-    "list": _action(_list, "from", "checkpoint use_ema layers"),
-    "save": _action(_save, "from output", "checkpoint use_ema layers"),
-    "load": _action(_load_into_run, "from model_dir", "checkpoint use_ema layers map"),
+    "list": _action(list_weights, "from", "checkpoint use_ema layers"),
+    "save": _action(save, "from output", "checkpoint use_ema layers"),
+    "load": _action(load_into_run, "from model_dir", "checkpoint use_ema layers map"),
     "transplant": _action(
-        _transplant, "from", "checkpoint use_ema layers map model_dir output"
+        transplant, "from", "checkpoint use_ema layers map model_dir output"
     ),
-    "diff": _action(_diff, "from to", "checkpoint use_ema"),
-    "checkpoints": _action(_checkpoints, "model_dir"),
-    "revert": _action(_revert, "model_dir step"),
+    "diff": _action(diff, "from to", "checkpoint use_ema"),
+    "checkpoints": _action(list_checkpoints, "model_dir"),
+    "revert": _action(revert, "model_dir step"),
 }
 
 
@@ -240,18 +220,14 @@ def check_flags(arguments: Sequence[str]) -> _Action:
             raise InputError(f"--{flag.name}: found it with `{name}`, which takes none")
     if name == "transplant":
         program.check_one_of("model_dir", "output")
-    if FLAGS.output and os.path.basename(FLAGS.output) == ".npz":
-        raise InputError(
-            f"--output: found {FLAGS.output!r}, a hidden file, expected NAME.npz"
-        )
     program.check_checkpoint(FLAGS.checkpoint)
-    _layer_map()
+    layer_map()
     return action
 
 
-def _layer_map() -> list[tuple[str, str]]:
-    """What --map and --layers name, as pairs of a layer's name there and here."""
-    pairs = [(layer, layer) for layer in _layers()]
+def layer_map() -> list[tuple[str, str]]:
+    """Returns what --map and --layers name: a layer's name there and here."""
+    pairs = [(layer, layer) for layer in layer_names()]
     for text in itertools.chain(*FLAGS.map):
         source, colon, target = text.partition(":")
         if not (source and colon and target) or ":" in target:
@@ -262,31 +238,17 @@ def _layer_map() -> list[tuple[str, str]]:
     return pairs
 
 
-def _layers() -> list[str]:
+def layer_names() -> list[str]:
+    """Returns what --layers names."""
     return list(itertools.chain(*FLAGS.layers))
 
 
-def _load(*names: str) -> "list[Weights]":
-    """Reads what these flags name.
-
-    Raises:
-      InputError: one cannot be read, or --checkpoint or --use_ema choose from none.
-    """
-    loaded = [_load_one(name) for name in names]
-    for flag, kind in (("checkpoint", "a run"), ("use_ema", "a run or its checkpoint")):
-        if FLAGS[flag].present and not any(flag in w.choices for w in loaded):
-            sources = " and ".join(weights.source for weights in loaded)
-            raise InputError(f"--{flag}: found it with {sources}, expected {kind}")
-    return loaded
-
-
-def _load_one(flag: str) -> "Weights":
+def load(flag: str) -> "Weights":
+    """Reads the weights of what a flag names."""
     from mnist_dist.layer_weights.weight_sources import load_weights
 
     try:
-        return load_weights(
-            str(FLAGS[flag].value), checkpoint=FLAGS.checkpoint, use_ema=FLAGS.use_ema
-        )
+        return load_weights(str(FLAGS[flag].value), **choices())
     except InputError as error:
         message = str(error)
         raise InputError(
@@ -294,71 +256,13 @@ def _load_one(flag: str) -> "Weights":
         ) from error
 
 
-def _selected(weights: "Weights") -> "Arrays":
-    from mnist_dist.layer_weights.layers import select_layers
-
-    if not _layers():
-        return weights.arrays
-    return select_layers(weights.arrays, _layers(), where=weights.source)
-
-
-def _layers_of(weights: "Weights") -> list[str]:
-    from mnist_dist.layer_weights.layers import layer_of
-
-    return list(dict.fromkeys(map(layer_of, weights.arrays)))
-
-
-def _save_file(
-    source: str, arrays: "Arrays", pairs: Sequence[tuple[str, str]] = ()
-) -> None:
-    from mnist_dist.layer_weights.layer_files import save_folder, save_npz
-
-    if FLAGS.output.endswith(".npz"):
-        save_npz(arrays, FLAGS.output)
-    else:
-        save_folder(arrays, FLAGS.output)
-    renamed = {target: layer for layer, target in pairs}
-    rows = [
-        {
-            "saved": name,
-            "shape": list(array.shape),
-            "dtype": str(array.dtype),
-            "from layer": renamed.get(name.rpartition("/")[0], name.rpartition("/")[0]),
-        }
-        for name, array in arrays.items()
-    ]
-    _print({"source": source, "output": FLAGS.output}, rows)
-
-
-def _print(facts: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
-    if FLAGS.format == "json":
-        finite = [
-            {
-                k: None if isinstance(v, float) and not math.isfinite(v) else v
-                for k, v in row.items()
-            }
-            for row in rows
-        ]
-        print(json.dumps(dict(facts) | {"rows": finite}, indent=2))
-        return
-    for name, text in facts.items():
-        print(f"{name:<10} {text}")
-    if not rows:
-        return
-    table = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        cells = [f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)]
-        if text := "  ".join(cells).rstrip():
-            print(text)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    if isinstance(value, list):
-        return "x".join(map(str, value)) or "scalar"
-    return "" if value is None else str(value)
+def choices() -> dict[str, Any]:
+    """Returns which checkpoint and kind of weights are asked for, if any."""
+    is_given = FLAGS["checkpoint"].present
+    return {
+        "checkpoint": FLAGS.checkpoint if is_given else None,
+        "use_ema": FLAGS.use_ema,
+    }
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from mnist_dist.inference.split_predictions import LogitsFunction
 from mnist_dist.modeling.networks import normalize
 from mnist_dist.run.config import RunConfig
 
+FILE_FORMATS = ("keras", "tflite")
+
 _NUM_VERIFIED_IMAGES = 64
 _SO = "nothing was published"
 

@@ -126,6 +126,11 @@ def run(
         raise
 
 
+def pick(names: str) -> dict[str, Any]:
+    """Returns some flags' values, for a function whose keywords have their names."""
+    return {name: flags.FLAGS[name].value for name in names.split()}
+
+
 def check_one_of(first: str, second: str) -> None:
     """Checks that one of two flags is given.
 
@@ -151,6 +156,16 @@ def check_checkpoint(checkpoint: str) -> None:
         raise InputError(
             f"--checkpoint: found {checkpoint!r}, expected latest, best or a step"
         )
+
+
+def import_tensorflow_without_gpus() -> None:
+    """Imports TensorFlow and leaves the GPUs alone.
+
+    A training that goes on beside this program may need all of their memory.
+    """
+    with quiet_imports():
+        import tensorflow as tf
+    tf.config.set_visible_devices([], "GPU")
 
 
 def _leave(code: int) -> NoReturn:

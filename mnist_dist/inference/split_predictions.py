@@ -1,15 +1,13 @@
-"""A split of a data set, and what models predict of it."""
+"""What models predict of every image of a split."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
-from mnist_dist.data import Dataset, Split, load_dataset
+from mnist_dist.data import Split
 from mnist_dist.device.train_state import TrainState
-from mnist_dist.errors import InputError
 from mnist_dist.modeling.forward_pass import run_forward_pass
 from mnist_dist.modeling.networks import normalize
 
@@ -32,73 +30,6 @@ class Predictions:
     classes: np.ndarray
     confidences: np.ndarray
     losses: np.ndarray
-
-
-def load_split(
-    name: str,
-    *,
-    data_dir: str | None,
-    validation_examples: int,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-) -> tuple[Split, Dataset]:
-    """Loads a split of a data set that a model is to be evaluated on.
-
-    Args:
-      name: `train`, `validation` or `test`.
-      data_dir: of the data set; None is the bundled MNIST.
-      validation_examples: training examples that were set apart; the test images need
-        none, of another data set that has fewer too.
-      image_shape: height, width and channels that the model takes.
-      num_classes: of the model.
-
-    Raises:
-      InputError: the data set cannot be read, has other images than the model or more
-        classes, or no such split.
-    """
-    dataset = load_dataset(
-        data_dir, validation_examples=0 if name == "test" else validation_examples
-    )
-    if dataset.image_shape != image_shape:
-        raise InputError(
-            f"--data_dir: {dataset.source} has images of shape {dataset.image_shape}, "
-            f"expected {image_shape}, which the model takes"
-        )
-    if dataset.num_classes > num_classes:
-        raise InputError(
-            f"--data_dir: {dataset.source} has {dataset.num_classes} classes, expected "
-            f"at most the model's {num_classes}"
-        )
-    splits = {"train": dataset.train, "test": dataset.test}
-    split = splits.get(name, dataset.validation)
-    if split is None:
-        raise InputError(
-            "--split: found validation, expected train or test: the model was trained "
-            "with --validation_examples=0"
-        )
-    return split, dataset
-
-
-def warn_of_other_data(
-    model: str, *, expected: str | None, source: str, found: str
-) -> None:
-    """Warns if a data set is not the one that a model was trained on.
-
-    Args:
-      model: its name.
-      expected: checksum of what it was trained on; None or empty if that is not known.
-      source: where the data set was read.
-      found: its checksum.
-    """
-    if expected and found != expected:
-        logging.warning(
-            "%s was trained on other data than what is now in %s (SHA-256 %s..., not "
-            "%s...): the results may mean nothing",
-            model,
-            source,
-            found[:12],
-            expected[:12],
-        )
 
 
 def create_logits_function(

@@ -1,7 +1,13 @@
 """A run's model again, from `config.json` and a checkpoint, under any strategy or none."""
 
+import contextlib
 import dataclasses
+import random
+from collections.abc import Iterator
 from typing import Literal
+
+import numpy as np
+import tensorflow as tf
 
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.errors import InputError
@@ -23,7 +29,6 @@ class TrainedModel:
       checkpoint: path of the checkpoint, as TensorFlow takes it.
       step: of the checkpoint.
       uses_ema: whether the weights are the moving average.
-      is_last: whether the run ends with this checkpoint.
     """
 
     state: TrainState
@@ -31,7 +36,6 @@ class TrainedModel:
     checkpoint: str
     step: int
     uses_ema: bool
-    is_last: bool
 
 
 def load_trained_model(
@@ -64,14 +68,15 @@ def create_inference_state(config: RunConfig, *, model_dir: str) -> TrainState:
       InputError: the function that builds it is not there, or builds another one.
     """
     try:
-        model = create_model(
-            config.model,
-            image_shape=config.image_shape,
-            num_classes=config.num_classes,
-            seed=config.seed,
-            dropout=config.dropout,
-            dtype=config.dtype,
-        )
+        with _keeping_random_state():
+            model = create_model(
+                config.model,
+                image_shape=config.image_shape,
+                num_classes=config.num_classes,
+                seed=config.seed,
+                dropout=config.dropout,
+                dtype=config.dtype,
+            )
         return TrainState(model, slot_names=())
     except InputError as error:
         raise InputError(f"{config_path(model_dir)}: {error}") from error
@@ -137,7 +142,6 @@ def restore(
         checkpoint=prefix,
         step=int(arrays["step"]),
         uses_ema=source == "ema/",
-        is_last=config.is_last(arrays),
     )
 
 
@@ -156,3 +160,16 @@ def weights_source(
             "--ema_decay=0"
         )
     return "ema/" if has_ema and use_ema is not False else "model/"
+
+
+@contextlib.contextmanager
+def _keeping_random_state() -> Iterator[None]:
+    """Sets Python's and NumPy's random state back, and TensorFlow's to its seed."""
+    python, numpy = random.getstate(), np.random.get_state()
+    seed, _ = tf.compat.v1.random.get_seed(None)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        tf.random.set_seed(seed)

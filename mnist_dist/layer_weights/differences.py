@@ -1,6 +1,7 @@
 """How far the weights of two models are apart, layer by layer."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,3 +67,8 @@ def diff_layers(first: Weights, second: Weights) -> list[LayerDifference]:
                 )
             )
     return rows
+
+
+def are_equal(differences: Sequence[LayerDifference]) -> bool:
+    """Whether two sources have the same layers with the same values."""
+    return all(d.num_different == 0 and not d.note for d in differences)

@@ -9,6 +9,7 @@ own size.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import struct
 import zipfile
@@ -133,6 +134,28 @@ def load_folder(path: str) -> Arrays:
     return arrays
 
 
+def save_layers(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> None:
+    """Writes weights by `<layer>/<weight>` to one file, or to a folder.
+
+    Args:
+      arrays: as `load_weights` gives them.
+      path: `NAME.npz`, which is replaced in one step if it is there; anything else is
+        a new or empty folder, which gets `<layer>/<weight>.npy`.
+
+    Raises:
+      InputError: the folder holds something, a name cannot be a path, or nothing can
+        be written there.
+      RunError: the disk is full.
+    """
+    path = os.fspath(path)
+    if os.path.basename(path) == ".npz":
+        raise InputError(f"{quoted(path)}: found a hidden file, expected NAME.npz")
+    if path.endswith(".npz"):
+        save_npz(arrays, path)
+    else:
+        save_folder(arrays, path)
+
+
 def save_npz(arrays: Mapping[str, np.ndarray], path: str) -> None:
     """Writes a layer file, replacing one that is there, in one step.
 
@@ -143,14 +166,9 @@ def save_npz(arrays: Mapping[str, np.ndarray], path: str) -> None:
     for name in arrays:
         check_name(name, where=quoted(path))
     try:
-        # Not numpy.savez: its own parameters' names could not be keys.
-        with publishing(path) as staging, zipfile.ZipFile(staging, "w") as archive:
-            for name, array in arrays.items():
-                # A fixed time: the same weights give the same file.
-                member = zipfile.ZipInfo(f"{name}.npy")
-                member.external_attr = 0o644 << 16
-                with archive.open(member, "w", force_zip64=True) as stream:
-                    _write_array(stream, array)
+        with publishing(path) as staging, open(staging, "wb") as file:
+            # No key can be a parameter's name: each has a slash.
+            np.savez(file, **arrays)  # type: ignore[arg-type]
     except FILE_ERRORS as error:
         raise _cannot_write(path, error) from error
 
@@ -176,8 +194,12 @@ def save_folder(arrays: Mapping[str, np.ndarray], path: str) -> None:
             for name, array in arrays.items():
                 file_path = os.path.join(staging, f"{name}.npy")
                 os.makedirs(os.path.dirname(file_path), exist_ok=True)
+                # Not into the file itself: NumPy's own writing does not say why a disk
+                # took no more.
+                content = io.BytesIO()
+                np.save(content, array, allow_pickle=False)
                 with open(file_path, "wb") as file:
-                    _write_array(file, array)
+                    file.write(content.getbuffer())
             if os.path.isdir(path):
                 os.rmdir(path)  # which fails unless it is still empty
     except FILE_ERRORS as error:
@@ -198,14 +220,6 @@ def _read_array(stream: IO[bytes], *, max_bytes: int, name: str) -> np.ndarray:
     if header.dtype.kind not in "biuf":
         raise InputError(f"{name}: found dtype {header.dtype}, expected numbers")
     return read_npy_data(stream, header, max_bytes=max_bytes, name=name)
-
-
-def _write_array(stream: IO[bytes], array: np.ndarray) -> None:
-    contiguous = np.ascontiguousarray(array).reshape(array.shape)
-    header = np.lib.format.header_data_from_array_1_0(contiguous)
-    np.lib.format.write_array_header_1_0(stream, header)
-    # Not numpy's own way, which does not say why the disk took no more.
-    stream.write(contiguous.reshape(-1).view(np.uint8).data)
 
 
 def _cannot_write(path: str, error: Exception) -> InputError | RunError:

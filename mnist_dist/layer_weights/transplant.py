@@ -17,7 +17,9 @@ from mnist_dist.files.arrays import (
 )
 from mnist_dist.layer_weights.layer_files import check_layer
 from mnist_dist.layer_weights.layers import (
+    is_in_layer,
     layer_of,
+    list_layers,
     select_layers,
 )
 from mnist_dist.layer_weights.weight_sources import Weights, load_weights
@@ -55,26 +57,21 @@ def fit_layers(
       InputError: a layer of `layer_map` does not exist or does not fit; or no layer
         of the source fits. The message names layer, expected and found.
     """
-    known = {layer_of(name) for name in specs}
-    pairs = layer_map or [(s, s) for s in sorted({layer_of(n) for n in weights.arrays})]
+    pairs = layer_map or [(one, one) for one in list_layers(sorted(weights.arrays))]
     applied: Arrays = {}
     taken: dict[str, str] = {}
     skipped: dict[str, str] = {}
     for source, layer in pairs:
-        arrays = {
-            f"{layer}/{name.rpartition('/')[2]}": array
-            for name, array in select_layers(
-                weights.arrays, [source], where=weights.source
-            ).items()
-        }
+        arrays = _renamed(weights, source, layer)
         check_layer(layer, where=target)
         if layer in taken:
             raise InputError(f"{target}: found two layers for {layer!r}, expected one")
-        if layer not in known:
-            reason = f"{target} has no layer {layer!r}, only {', '.join(sorted(known))}"
-        else:
-            own = {name: s for name, s in specs.items() if layer_of(name) == layer}
+        own = {name: spec for name, spec in specs.items() if is_in_layer(name, layer)}
+        if own:
             reason = describe_misfit(arrays, own)
+        else:
+            known = sorted({layer_of(name) for name in specs})
+            reason = f"{target} has no layer {layer!r}, only {', '.join(known)}"
         if reason and layer_map:
             raise InputError(f"{weights.source}: layer {source!r}: {reason}")
         if reason:
@@ -96,9 +93,9 @@ def report_fit(fit: Fit) -> list[dict[str, str]]:
             "result": "applied",
             "note": f"as {layer}: "
             + ", ".join(
-                f"{name.rpartition('/')[2]} {describe_spec(a.shape, a.dtype)}"
+                f"{name.removeprefix(f'{layer}/')} {describe_spec(a.shape, a.dtype)}"
                 for name, a in fit.applied.items()
-                if layer_of(name) == layer
+                if is_in_layer(name, layer)
             ),
         }
         for layer, source in fit.taken.items()
@@ -115,16 +112,20 @@ def rename_layers(weights: Weights, layer_map: LayerMap) -> Arrays:
     Raises:
       InputError: there is no such layer, or two have one new name.
     """
-    arrays = {}
+    renamed: Arrays = {}
     for source, layer in layer_map:
-        check_layer(layer, where="--map")
-        chosen = select_layers(weights.arrays, [source], where=weights.source)
-        for name, array in chosen.items():
-            renamed = f"{layer}/{name.rpartition('/')[2]}"
-            if renamed in arrays:
-                raise InputError(f"--map: found two layers for {layer!r}, expected one")
-            arrays[renamed] = array
-    return arrays
+        check_layer(layer, where="new name")
+        arrays = _renamed(weights, source, layer)
+        if not renamed.keys().isdisjoint(arrays):
+            raise InputError(f"found two layers for {layer!r}, expected one")
+        renamed |= arrays
+    return renamed
+
+
+def _renamed(weights: Weights, source: str, layer: str) -> Arrays:
+    """Returns what is in the layer `source`, as if the layer's name were `layer`."""
+    arrays = select_layers(weights.arrays, [source], where=weights.source)
+    return {f"{layer}/{n.removeprefix(f'{source}/')}": a for n, a in arrays.items()}
 
 
 def run_specs(checkpoint: Arrays) -> Specs:
@@ -155,13 +156,14 @@ def replace_weights(checkpoint: Arrays, applied: Arrays) -> Arrays:
 def load_initial(path: str, model: keras.Model) -> Fit:
     """Reads what a new run of `model` starts from, whatever of it fits.
 
-    From a checkpoint it is the weights that were trained, not their average.
+    From a run it is the moving average of the weights where it kept one, as for all
+    that reads a run.
 
     Raises:
       InputError: as `load_weights` and `fit_layers`.
     """
     try:
-        weights = load_weights(path, use_ema=False)
+        weights = load_weights(path)
         specs = {
             weight_path(model, v): (tuple(v.shape), np.dtype(v.dtype))
             for v in model.weights

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import keras
@@ -51,7 +51,10 @@ class Weights(NamedTuple):
 
 
 def load_weights(
-    path: str, *, checkpoint: str = "latest", use_ema: bool | None = None
+    path: str | os.PathLike[str],
+    *,
+    checkpoint: str | None = None,
+    use_ema: bool | None = None,
 ) -> Weights:
     """Reads the weights of every layer from whatever holds them.
 
@@ -59,13 +62,46 @@ def load_weights(
       path: a run's directory, a checkpoint (`RUN/checkpoints/ckpt-100`), a SavedModel
         or a directory of its versions, an `.npz` file, a folder of `.npy` files, or
         a `.keras` file (which Keras reads, in safe mode).
-      checkpoint: of a run: `latest` (the newest that is whole), `best`, or a step.
+      checkpoint: of a run: `latest` (the newest that is whole), `best`, or a step; None
+        is `latest`.
       use_ema: of a run or checkpoint: take the moving average of the weights. None
         takes it where there is one, as evaluation and export do.
 
     Raises:
-      InputError: it cannot be read, is damaged, or holds no weights of layers.
+      InputError: it cannot be read, is damaged, or holds no weights of layers; or a
+        checkpoint or average is chosen where there is nothing to choose from.
     """
+    (found,) = load_several([path], checkpoint=checkpoint, use_ema=use_ema)
+    return found
+
+
+def load_several(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    checkpoint: str | None = None,
+    use_ema: bool | None = None,
+) -> list[Weights]:
+    """Reads the weights of several sources, as `load_weights` does.
+
+    Raises:
+      InputError: also if a checkpoint or average is chosen, and none of the sources
+        has one to choose from.
+    """
+    loaded = [
+        _load(os.fspath(path), checkpoint=checkpoint or "latest", use_ema=use_ema)
+        for path in paths
+    ]
+    for name, is_chosen, kind in (
+        ("checkpoint", checkpoint is not None, "a run"),
+        ("use_ema", use_ema is not None, "a run or its checkpoint"),
+    ):
+        if is_chosen and not any(name in weights.choices for weights in loaded):
+            sources = " and ".join(weights.source for weights in loaded)
+            raise InputError(f"--{name}: found it with {sources}, expected {kind}")
+    return loaded
+
+
+def _load(path: str, *, checkpoint: str, use_ema: bool | None) -> Weights:
     prefix = path.removesuffix(".index")
     # First: in memory (`ram://`) TensorFlow takes what a file's name begins with for a
     # folder.

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from disturbed_run import assert_same_training
 
-from mnist_dist.evaluation.records import load_record
+from mnist_dist.evaluation.watch_records import load_record
 from mnist_dist.run.checkpoints import list_checkpoints, load_arrays
 
 PEER_TIMEOUT = 4  # less, and a busy machine loses workers that live

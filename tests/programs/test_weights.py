@@ -11,7 +11,7 @@ import tensorflow as tf
 from run_factory import create_run
 from tensorflow.compat.v1.train import summary_iterator
 
-from mnist_dist.evaluation.records import save_record
+from mnist_dist.evaluation.watch_records import save_record
 from mnist_dist.files.arrays import specs_of
 from mnist_dist.layer_weights.layers import load_layer, set_layer
 from mnist_dist.layer_weights.weight_sources import load_weights

@@ -4,10 +4,8 @@ import tensorflow as tf
 from run_factory import create_run, save_data_set
 
 from mnist_dist.data import Split, load_dataset
-from mnist_dist.errors import InputError
 from mnist_dist.inference.split_predictions import (
     create_logits_function,
-    load_split,
     predict_split,
 )
 from mnist_dist.inference.trained_model import load_trained_model
@@ -90,47 +88,3 @@ def test_new_weights_show_without_a_new_function(tmp_path, create_strategy):
     zeros = {n: np.zeros_like(a) for n, a in trained.state.to_arrays().items()}
     trained.state.from_arrays(zeros)
     assert not logits(images).any()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"name": "validation"}, "--split: found validation, expected train or test"),
-        ({"image_shape": (6, 5, 1)}, r"shape \(6, 5, 3\), expected \(6, 5, 1\)"),
-        ({"num_classes": 3}, "has 4 classes, expected at most the model's 3"),
-        ({"data_dir": "/no/such/place"}, "/no/such/place"),
-    ],
-)
-def test_data_of_another_shape_or_kind_is_refused(change, message, tmp_path):
-    wanted = {
-        "name": "test",
-        "data_dir": str(save_data_set(tmp_path)),
-        "validation_examples": 0,
-        "image_shape": (6, 5, 3),
-        "num_classes": 4,
-    } | change
-    with pytest.raises(InputError, match=message):
-        load_split(wanted.pop("name"), **wanted)
-
-
-def test_validation_examples_are_those_of_the_run(tmp_path):
-    split, dataset = load_split(
-        "validation",
-        data_dir=str(save_data_set(tmp_path)),
-        validation_examples=6,
-        image_shape=(6, 5, 3),
-        num_classes=4,
-    )
-    assert len(split.labels) == 6
-    assert len(dataset.train.labels) == 14
-
-
-def test_test_images_of_a_smaller_data_set_need_no_validation_examples(tmp_path):
-    split, _ = load_split(
-        "test",
-        data_dir=str(save_data_set(tmp_path)),
-        validation_examples=5000,
-        image_shape=(6, 5, 3),
-        num_classes=10,
-    )
-    assert (split.name, len(split.labels)) == ("test", 53)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from mnist_dist.errors import InputError
-from mnist_dist.layer_weights.layer_files import save_npz
+from mnist_dist.layer_weights.layer_files import save_layers, save_npz
 from mnist_dist.layer_weights.layers import load_layer, set_layer
 
 KERNEL = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
@@ -57,6 +57,30 @@ def test_layer_made_of_layers_is_refused_not_set_in_part():
     layer = keras.layers.Bidirectional(keras.layers.SimpleRNN(2), name="both")
     layer.build([None, 5, 3])
     arrays = {v.name: np.ones(v.shape, np.float32) for v in layer.weights}
-    with pytest.raises(InputError, match="both: found layers inside it"):
+    with pytest.raises(InputError, match="both: found a layer made of layers"):
         set_layer(layer, arrays)
     assert not any(np.all(v.numpy() == 1) for v in layer.weights)
+
+
+def test_layer_made_of_layers_is_read_and_set_with_all_that_is_inside(tmp_path):
+    def build():
+        lstm = keras.layers.LSTM(2, dropout=0.1, name="lstm")
+        layer = keras.layers.Bidirectional(lstm, name="rows")
+        layer.build([None, 5, 3])
+        return layer
+
+    one, other = build(), build()
+    arrays = {v.path: v.numpy() for v in one.weights}
+    assert len(arrays) == 6
+    path = str(tmp_path / "f.npz")
+    save_layers(arrays | {"rows2/kernel": KERNEL}, path)
+    found = load_layer(path, "rows")
+    assert found.keys() == {n.removeprefix("rows/") for n in arrays}
+    set_layer(other, found)
+    for ours, theirs in zip(one.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    (inner,) = {v.name for v in one.weights if "bias" in v.name}
+    inside = load_layer(path, "rows/forward_lstm/lstm_cell")
+    np.testing.assert_array_equal(
+        inside[inner], arrays["rows/forward_lstm/lstm_cell/bias"]
+    )

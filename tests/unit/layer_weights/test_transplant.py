@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from mnist_dist.errors import InputError
-from mnist_dist.layer_weights.transplant import fit_layers, replace_weights
+from mnist_dist.layer_weights.transplant import (
+    fit_layers,
+    rename_layers,
+    replace_weights,
+)
 from mnist_dist.layer_weights.weight_sources import Weights
 
 
@@ -41,6 +45,23 @@ def test_layers_go_whole_or_not_at_all_and_every_one_is_accounted_for():
         fit_layers(
             Weights("S", {"c/kernel": source["c/kernel"]}, {}), specs, target="T"
         )
+
+
+def test_layer_made_of_layers_goes_with_all_that_is_inside():
+    source = {
+        "rows/cell/kernel": np.ones((2, 2), np.float32),
+        "rows/cell/bias": np.ones(2, np.float32),
+        "rows2/kernel": np.ones(1, np.float32),
+    }
+    weights = Weights("S", source, {n: n for n in source})
+    renamed = rename_layers(weights, [("rows", "lines")])
+    assert renamed.keys() == {"lines/cell/kernel", "lines/cell/bias"}
+    specs = {name: (array.shape, array.dtype) for name, array in renamed.items()}
+    fit = fit_layers(weights, specs, layer_map=[("rows", "lines")], target="T")
+    assert fit.applied.keys() == renamed.keys()
+    del specs["lines/cell/bias"]
+    with pytest.raises(InputError, match="layer 'rows': lines/cell/bias: found float"):
+        fit_layers(weights, specs, layer_map=[("rows", "lines")], target="T")
 
 
 def test_replaced_weights_reset_slots_and_average_of_their_layer_alone():

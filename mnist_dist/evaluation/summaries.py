@@ -1,108 +1,33 @@
-"""Evaluations on disk: a JSON file and a TensorBoard event file for each step.
+"""An evaluation in TensorBoard: figures, a report, the surest mistakes as pictures.
 
-Both are named by the step and appear whole: an evaluation made again replaces the one
-before, and whatever is killed when, nothing is there twice or in part.
+Each step has an event file of its own, which appears whole: an evaluation made again
+replaces the one before, and none is there twice or in part.
 """
 
-import json
-import os
-from collections.abc import Collection
-from typing import Any
+import io
+import time
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.image.metadata import create_summary_metadata
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from mnist_dist.errors import InputError
 from mnist_dist.evaluation.classification_report import (
     ClassificationReport,
     format_report,
     surest_mistakes,
 )
 from mnist_dist.files.durable import replacing, reporting_errors
-from mnist_dist.run.directory import (
-    evaluation_events_path,
-    evaluation_path,
-    list_evaluations,
-)
-from mnist_dist.run.event_files import serialize_event_file
+from mnist_dist.run.directory import evaluation_events_path
 
 _GRID = 6  # mistakes shown, a row and a column
 _CELL_PIXELS = 24  # of a confusion matrix, which TensorBoard would blur
 _MAX_DRAWN_CLASSES = 128
-
-
-def save_record(directory: str, step: int, record: dict[str, Any]) -> None:
-    """Writes the JSON file of a step.
-
-    Raises:
-      RunError: it cannot be written; what was there still is.
-    """
-    _write(
-        evaluation_path(directory, step),
-        json.dumps(record, allow_nan=False).encode() + b"\n",
-    )
-
-
-def load_record(directory: str, step: int) -> dict[str, Any] | None:
-    """Reads the JSON file of a step; None if there is none, or it is no record."""
-    try:
-        with tf.io.gfile.GFile(evaluation_path(directory, step), "rb") as file:
-            record = json.loads(file.read())
-        is_record = "written" in record["evaluated"] and "sha256" in record["data"]
-    except (tf.errors.OpError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return record if is_record else None
-
-
-def check_records(
-    directory: str, record: dict[str, Any], *, known: Collection[int] = ()
-) -> set[int]:
-    """Checks that the records in a directory and this one can form one curve.
-
-    Args:
-      directory: of the records.
-      record: one more; need not be complete yet.
-      known: steps whose records need no check.
-
-    Returns:
-      The steps of all records in the directory.
-
-    Raises:
-      InputError: one is of another run, split or data set, or of other weights.
-    """
-    expected = _kind(record)
-    steps = list_evaluations(directory)
-    for step in steps.difference(known):
-        other = load_record(directory, step)
-        found = expected if other is None else _kind(other)
-        # What an older version did not record is taken to be the same.
-        differ = [n for n in expected if found[n] not in (None, expected[n])]
-        if differ:
-            raise InputError(
-                f"--summary_dir: {directory} has evaluations of "
-                f"{', '.join(str(found[name]) for name in differ)}, expected "
-                f"{', '.join(str(expected[name]) for name in differ)}; give another "
-                "--summary_dir"
-            )
-    return steps
-
-
-def _kind(record: dict[str, Any]) -> dict[str, str | None]:
-    """Returns, in words, what all evaluations have in common that form one curve."""
-    run, data = record["evaluated"].get("run"), record["data"]
-    return {
-        "run": run and f"the run {run}",
-        "split": f"the split {data.get('split')}",
-        "data": f"the data set with SHA-256 {str(data['sha256'])[:12]}...",
-        "weights": "the moving average"
-        if record.get("moving_average")
-        else "the weights themselves",
-    }
 
 
 def save_summaries(
@@ -135,8 +60,19 @@ def save_summaries(
         mistakes = surest_mistakes(report)[: _GRID * _GRID]
         grid = draw_grid(images[mistakes], columns=_GRID)
         summary.MergeFrom(_image_pb("mistakes", grid))
-    content = serialize_event_file(summary, step=step)
-    _write(evaluation_events_path(directory, step), content)
+    # In memory: TensorFlow's own writer says nothing of a disk that is full.
+    events = io.BytesIO()
+    for event in (
+        Event(file_version="brain.Event:2"),
+        Event(summary=summary, step=step),
+    ):
+        event.wall_time = time.time()
+        RecordWriter(events).write(event.SerializeToString())
+    path = evaluation_events_path(directory, step)
+    with reporting_errors(path, so="the run is as it was"):
+        tf.io.gfile.makedirs(directory)
+        with replacing(path) as file:
+            file.write(events.getvalue())
 
 
 def draw_confusion(confusion: np.ndarray) -> np.ndarray:
@@ -192,10 +128,3 @@ def _image_pb(tag: str, image: np.ndarray) -> Summary:
 
 def _as_code(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())  # Markdown
-
-
-def _write(path: str, content: bytes) -> None:
-    with reporting_errors(path, so="the run is as it was"):
-        tf.io.gfile.makedirs(os.path.dirname(path))
-        with replacing(path) as file:
-            file.write(content)

@@ -7,8 +7,8 @@ import time
 import pytest
 from run_factory import create_run, save_data_set
 
-from mnist_dist.evaluation import checkpoint_watch
-from mnist_dist.evaluation.checkpoint_watch import follow_checkpoints
+from mnist_dist.evaluation import new_checkpoints
+from mnist_dist.evaluation.new_checkpoints import follow_checkpoints
 from mnist_dist.run.directory import config_path
 from mnist_dist.run.lock import open_for_writing
 
@@ -16,7 +16,7 @@ from mnist_dist.run.lock import open_for_writing
 @pytest.fixture
 def finished(tmp_path, monkeypatch):
     """A run whose last step is there, and looks that come fast."""
-    monkeypatch.setattr(checkpoint_watch, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(new_checkpoints, "_POLL_SECONDS", 0.01)
     create_run(tmp_path / "run", data_dir=save_data_set(tmp_path / "data"), steps=(1,))
     return tmp_path / "run"
 
@@ -29,12 +29,12 @@ def follow(model_dir, visit=lambda found: None, *, timeout=0.5, **kwargs):
 
 def test_finished_run_that_nobody_writes_is_at_its_end(finished, monkeypatch):
     assert follow(finished, timeout=0) == "last"
-    monkeypatch.setattr(checkpoint_watch, "_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(new_checkpoints, "_GRACE_SECONDS", 0.1)
     assert follow(finished, timeout=600) == "last"
 
 
 def test_evaluator_waits_for_the_training_that_it_came_with(finished, monkeypatch):
-    monkeypatch.setattr(checkpoint_watch, "_GRACE_SECONDS", 0)
+    monkeypatch.setattr(new_checkpoints, "_GRACE_SECONDS", 0)
     steps = []
 
     def prolong(found):
@@ -54,7 +54,7 @@ def test_evaluator_waits_for_the_training_that_it_came_with(finished, monkeypatc
     lock = open_for_writing(str(finished))
     looks = iter([True, True, False])
     monkeypatch.setattr(
-        checkpoint_watch, "is_being_written", lambda model_dir: next(looks, False)
+        new_checkpoints, "is_being_written", lambda model_dir: next(looks, False)
     )
     assert follow(finished, timeout=600, training_since=later) == "last"
     lock.close()
@@ -65,7 +65,7 @@ def test_evaluator_that_comes_after_its_training_does_not_wait_for_it(
 ):
     assert follow(finished, timeout=600, training_since=time.time() - 100) == "last"
     # It had nothing to do but to write the settings.
-    monkeypatch.setattr(checkpoint_watch, "_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(new_checkpoints, "_GRACE_SECONDS", 0.1)
     for path in (finished / "checkpoints").iterdir():
         os.utime(path, (1, 1))
     assert follow(finished, timeout=600, training_since=time.time()) == "last"

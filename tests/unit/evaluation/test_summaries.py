@@ -11,7 +11,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from mnist_dist.errors import RunError
 from mnist_dist.evaluation.classification_report import create_classification_report
-from mnist_dist.evaluation.records import draw_confusion, save_summaries
+from mnist_dist.evaluation.summaries import draw_confusion, save_summaries
 
 
 @pytest.fixture
