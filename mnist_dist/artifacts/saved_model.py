@@ -116,6 +116,14 @@ def export_saved_model(
     return Export(path, is_new=True)
 
 
+def trace_signatures(state: TrainState, *, image_shape: tuple[int, int, int]) -> None:
+    """Traces all signatures and writes nothing, to see that a model can be exported."""
+    with tf.device("/CPU:0"):
+        module = create_serving_module(state, image_shape=image_shape)
+    for name in SIGNATURES:
+        getattr(module, name).get_concrete_function()
+
+
 def create_serving_module(
     state: TrainState, *, image_shape: tuple[int, int, int]
 ) -> tf.Module:

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from mnist_dist.errors import InputError, OwnCodeError
+from mnist_dist.errors import InputError, OwnCodeError, PeerError, RunError
 
 
 def import_function(name: str) -> Callable[..., keras.Model]:
@@ -21,7 +21,7 @@ def import_function(name: str) -> Callable[..., keras.Model]:
       OwnCodeError: the module cannot be imported, for a fault in it.
     """
     module_name, _, function_name = name.partition(":")
-    with _running_own_code(name, doing="its module cannot be imported"):
+    with running_own_code(name, doing="its module cannot be imported"):
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
@@ -63,7 +63,7 @@ def call_function(
         ) from error
     if dropout and "dropout" not in arguments:
         raise InputError(f"--dropout: found {dropout}, but {name!r} takes no `dropout`")
-    with _running_own_code(name, doing="it cannot be built"):
+    with running_own_code(name, doing="it cannot be built"):
         model = function(**arguments)
     if not isinstance(model, keras.Model):
         raise InputError(
@@ -90,7 +90,7 @@ def check_model(
                 f"--model: {name!r} takes {' and '.join(map(str, shapes))}, expected "
                 f"one input, images {wanted}"
             )
-    with _running_own_code(name, doing=f"it does not take images {wanted}"):
+    with running_own_code(name, doing=f"it does not take images {wanted}"):
         output = model(keras.KerasTensor(wanted))
     if not hasattr(output, "shape"):
         count = len(output) if isinstance(output, list | tuple | dict) else "no"
@@ -123,7 +123,7 @@ def check_variables(
         return model(images, training=False)
 
     spec = tf.TensorSpec((None, *image_shape), tf.float32)
-    with _running_own_code(name, doing="it cannot be traced"):
+    with running_own_code(name, doing="it cannot be traced"):
         used = infer.get_concrete_function(spec).graph.variables
     known: set[int] = set()
     for variable in (v.value for v in model.variables):
@@ -167,10 +167,18 @@ def _max(scale: Any) -> float:
 
 
 @contextlib.contextmanager
-def _running_own_code(name: str, *, doing: str) -> Iterator[None]:
+def running_own_code(name: str, *, doing: str) -> Iterator[None]:
+    """Turns what a user's code raises into an `OwnCodeError`.
+
+    Errors of ours, and of TensorFlow's kernels and connections, stay what they are.
+
+    Args:
+      name: of the model, for the message.
+      doing: what fails then, for the message.
+    """
     try:
         yield
-    except InputError:
+    except (InputError, RunError, PeerError, tf.errors.OpError):
         raise
     # Nearly anything: the code is the user's.
     except Exception as error:

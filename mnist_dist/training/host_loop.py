@@ -93,6 +93,14 @@ class HostLoop:
             *self._batches.feed(self.step, 0), tf.constant(0), tf.zeros([2])
         )
 
+    def try_evaluation(self) -> None:
+        """Evaluates and forgets the result, to see that the model can be evaluated."""
+        evaluate_split(
+            self._evaluate_loop,
+            self._evaluation,
+            num_replicas=self._strategy.num_replicas_in_sync,
+        )
+
     def run(self, recorder: Recorder | None) -> str | None:
         """Trains to the end of the run, or until it is to stop.
 

@@ -7,16 +7,19 @@ from collections.abc import Set
 
 import tensorflow as tf
 
+from mnist_dist.artifacts.saved_model import trace_signatures
 from mnist_dist.cluster.membership import Cluster
 from mnist_dist.cluster.stop_request import StopRequest
 from mnist_dist.data import Dataset, load_dataset
 from mnist_dist.device.peers import leave_together, names_lost_peers
 from mnist_dist.device.strategy import create_strategy
 from mnist_dist.errors import EXIT_STOPPED
+from mnist_dist.modeling.own_models import running_own_code
 from mnist_dist.run.best import Best
 from mnist_dist.run.directory import check_directory
 from mnist_dist.training import description
 from mnist_dist.training.ending import complete_run, save_run_config
+from mnist_dist.training.host_loop import HostLoop
 from mnist_dist.training.job import Job, create_host_loop, create_job
 from mnist_dist.training.options import TrainingOptions, say
 from mnist_dist.training.progress import Progress
@@ -104,9 +107,6 @@ def _train(
     with contextlib.ExitStack() as closing:
         # 2. Where it left off, if it had begun. The chief alone reads and writes the run.
         start = _restore(options, job, closing) if cluster.is_chief else None
-        if options.dry_run:
-            leave_together(strategy, code=0)
-            return TrainingResult(options.model_dir, step=0, ended="it was a dry run")
         loop = create_host_loop(
             job,
             num_workers=cluster.num_workers,
@@ -114,7 +114,12 @@ def _train(
             is_stop_requested=lambda: stop.signal_name is not None,
             **options.pick("global_batch_size seed"),
         )
-        loop.begin(start)
+        with running_own_code(options.model_name, doing="it cannot be trained"):
+            loop.begin(start)
+        if options.dry_run:
+            _try_everything(options, job, loop)
+            leave_together(strategy, code=0)
+            return TrainingResult(options.model_dir, step=0, ended="it was a dry run")
         recorder = None
         if start:
             recorder = _create_recorder(options, job, start)
@@ -152,6 +157,15 @@ def _train(
     sys.stdout.flush()  # before what may end the process at once
     leave_together(strategy, code=EXIT_STOPPED if ended is None else 0)
     return result
+
+
+def _try_everything(options: TrainingOptions, job: Job, loop: HostLoop) -> None:
+    """Does in a dry run what else happens hours later: an evaluation, an export."""
+    with running_own_code(options.model_name, doing="it cannot be evaluated"):
+        loop.try_evaluation()
+    if options.export:
+        with running_own_code(options.model_name, doing="it cannot be exported"):
+            trace_signatures(job.state, image_shape=job.dataset.image_shape)
 
 
 def _restore(

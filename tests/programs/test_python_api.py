@@ -264,3 +264,25 @@ def test_early_end_is_told_recorded_and_counted_anew(run, tmp_path):
     assert (same["step"], same["ended"]) == (30, first["ended"])
     assert any(text.startswith("nothing to do  the run is at step 30") for text in said)
     assert more["step"] == 60
+
+
+def test_dry_run_tries_training_evaluation_and_export_and_leaves_nothing(run, tmp_path):
+    found = run(
+        "import json, keras, mnist_dist\n"
+        "calls = []\n"
+        "class Spy(keras.layers.Layer):\n"
+        "    def call(self, x, training=None):\n"
+        "        calls.append(bool(training)); return x\n"
+        "def create(*, image_shape, num_classes):\n"
+        "    return keras.Sequential([keras.Input(image_shape), Spy(),\n"
+        "        keras.layers.Flatten(), keras.layers.Dense(num_classes)])\n"
+        "result = mnist_dist.train_model(model_dir='run', model=create, dry_run=True,\n"
+        "    enable_xla='off', messages=None, progress=False)\n"
+        "print(json.dumps([vars(result), calls]))\n"
+    )
+    result, calls = found
+    assert (result["step"], result["ended"]) == (0, "it was a dry run")
+    # Built and traced, then the train step, the evaluation, and three signatures.
+    assert calls.count(True) >= 1
+    assert calls.count(False) >= 5
+    assert list(tmp_path.iterdir()) == []
