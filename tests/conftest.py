@@ -14,7 +14,7 @@ LONGEST = (
     "test_slurm",
     "test_multi_worker",
     "test_train",
-    "test_steps",
+    "test_train_loop",
     "test_separate_hosts",
 )
 
