@@ -20,6 +20,7 @@ from mnist_dist.artifacts.warmup_requests import save_warmup_requests
 from mnist_dist.data import Split
 from mnist_dist.device.train_state import TrainState, weight_path
 from mnist_dist.errors import InputError
+from mnist_dist.files.local import plain_folder
 from mnist_dist.modeling.forward_pass import run_forward_pass
 from mnist_dist.modeling.networks import normalize
 from mnist_dist.run.config import RunConfig
@@ -186,7 +187,8 @@ def _verify(
     path: str, state: TrainState, config: RunConfig, split: Split | None
 ) -> dict[str, Any] | None:
     """Compares all signatures with the model; returns what it gets right."""
-    serve = tf.saved_model.load(path).signatures
+    with plain_folder(path) as folder:
+        serve = tf.saved_model.load(folder).signatures
     images = (
         noise_images(config.image_shape, _NUM_VERIFIED_IMAGES)
         if split is None

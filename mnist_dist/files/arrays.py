@@ -40,6 +40,17 @@ def describe_misfit(arrays: Arrays, specs: Specs) -> str:
     return "; ".join(reasons)
 
 
+def describe_nonfinite(arrays: Mapping[str, np.ndarray]) -> str:
+    """Says which arrays hold NaN or infinite values; empty if none does."""
+    reasons = []
+    for name, array in arrays.items():
+        # Not of numbers alone: a checkpoint may hold texts too. "V": bfloat16.
+        if array.dtype.kind in "fcV" and not (is_finite := np.isfinite(array)).all():
+            count = array.size - int(np.count_nonzero(is_finite))
+            reasons.append(f"{count} of {array.size} values of {name} are not finite")
+    return "; ".join(reasons)
+
+
 def describe_spec(shape: tuple[int, ...], dtype: np.dtype) -> str:
     """Returns what an array is, for a person: `float32 [784, 128]`."""
     return f"{dtype} {list(shape)}"

@@ -4,8 +4,10 @@ A run may come from somebody else. Opening a named pipe waits for ever, reading 
 may never end, and what is written through a link lands outside the run.
 """
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 
 from mnist_dist.errors import InputError
 
@@ -18,6 +20,9 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+_PATTERN_SIGNS = "*?[\\"
+_DESCRIPTORS = "/proc/self/fd"  # of Linux: links to what this process has open
 
 
 def is_local(path: str) -> bool:
@@ -98,6 +103,45 @@ def _read_remote(path: str, *, max_bytes: int) -> tuple[int, bytes]:
         raise FileNotFoundError(path) from error
     except tf.errors.OpError as error:
         raise OSError(error.message) from error
+
+
+def check_readable(path: str) -> None:
+    """Checks that `plain_folder` can have TensorFlow read what will be at a path.
+
+    Raises:
+      InputError: it cannot, on this system.
+    """
+    if is_local(path) and _is_pattern(path) and not os.path.isdir(_DESCRIPTORS):
+        raise InputError(
+            f"{path!r}: found one of the characters {_PATTERN_SIGNS}, which TensorFlow "
+            "takes for a pattern; expected a path without them"
+        )
+
+
+def _is_pattern(path: str) -> bool:
+    return any(sign in path for sign in _PATTERN_SIGNS)
+
+
+@contextlib.contextmanager
+def plain_folder(path: str) -> Iterator[str]:
+    """Gives a path of a folder for TensorFlow's readers of checkpoints and SavedModels.
+
+    They take some characters in a path for a pattern. The folder then goes by another
+    path that has none of them, as long as the block lasts.
+
+    Raises:
+      OSError: the folder cannot be opened.
+      InputError: this system has no other path for it.
+    """
+    check_readable(path)
+    if not is_local(path) or not _is_pattern(path):
+        yield path
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield os.path.join(_DESCRIPTORS, str(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def open_to_write(path: str, flags: int) -> int:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from mnist_dist.errors import InputError
 from mnist_dist.files.durable import FILE_ERRORS, describe_error
+from mnist_dist.files.local import plain_folder
 from mnist_dist.run.directory import list_version_paths
 
 
@@ -65,7 +66,8 @@ def load_classifier(path: str) -> Classifier:
         `logits` float32 [batch, num_classes].
     """
     try:
-        loaded = tf.saved_model.load(path)
+        with plain_folder(path) as folder:
+            loaded = tf.saved_model.load(folder)
     # Damage raises nearly anything; what went wrong is in the message.
     except Exception as error:
         raise _unusable(path, error) from error

@@ -12,6 +12,7 @@ from mnist_dist.files.arrays import (
     Arrays,
     Specs,
     describe_misfit,
+    describe_nonfinite,
     describe_spec,
     specs_of,
 )
@@ -55,7 +56,8 @@ def fit_layers(
 
     Raises:
       InputError: a layer of `layer_map` does not exist or does not fit; or no layer
-        of the source fits. The message names layer, expected and found.
+        of the source fits; or a layer holds values that are not finite, from which no
+        step would be. The message names layer, expected and found.
     """
     pairs = layer_map or [(one, one) for one in list_layers(sorted(weights.arrays))]
     applied: Arrays = {}
@@ -72,6 +74,8 @@ def fit_layers(
         else:
             known = sorted({layer_of(name) for name in specs})
             reason = f"{target} has no layer {layer!r}, only {', '.join(known)}"
+        if bad := describe_nonfinite(arrays):
+            raise InputError(f"{weights.source}: layer {source!r}: {bad}")
         if reason and layer_map:
             raise InputError(f"{weights.source}: layer {source!r}: {reason}")
         if reason:

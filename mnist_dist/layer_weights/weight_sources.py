@@ -225,9 +225,7 @@ def _read_variables(prefix: str) -> Arrays:
 
 
 def _read_graph(prefix: str) -> TrackableObjectGraph:
-    with _naming_damage(prefix):
-        # As `load_arrays`, which says why not tf.train.load_checkpoint.
-        reader = tf.compat.v1.train.NewCheckpointReader(prefix)
+    with _naming_damage(prefix), checkpoints.open_checkpoint(prefix) as reader:
         if reader.has_tensor(checkpoints.OBJECT_GRAPH):
             graph = reader.get_tensor(checkpoints.OBJECT_GRAPH)
             return TrackableObjectGraph.FromString(graph)

@@ -1,14 +1,16 @@
 """Which checkpoint is meant, of those that lie there, and all that it holds."""
 
+import contextlib
 import os
 import re
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
 
 from mnist_dist.errors import InputError
-from mnist_dist.files.arrays import Arrays, Specs, check_specs
+from mnist_dist.files.arrays import Arrays, Specs, check_specs, describe_nonfinite
 from mnist_dist.files.durable import describe_error
 from mnist_dist.run import checkpoints
 
@@ -86,7 +88,8 @@ def load_restored(
       nothing where the run begins.
 
     Raises:
-      InputError: nothing to restore is whole, or it is of another model or optimizer;
+      InputError: nothing to restore is whole, it is of another model or optimizer, or
+        its weights are not finite;
         `none` where checkpoints are; or a checkpoint of another run where this one has
         its own.
     """
@@ -98,6 +101,7 @@ def load_restored(
         if takes_new_slots:
             arrays = _with_new_slots(arrays, specs)
         check_specs(arrays, specs=specs, name=prefix)
+        _check_finite(prefix, arrays, directories=directories)
         return prefix, arrays
     listed = _list_steps(directories)
     if restore == "none":
@@ -125,6 +129,7 @@ def load_restored(
     if takes_new_slots:
         arrays = _with_new_slots(arrays, specs)
     check_specs(arrays, specs=specs, name=prefix)
+    _check_finite(prefix, arrays, directories=directories)
     return prefix, arrays
 
 
@@ -142,6 +147,27 @@ def _with_new_slots(arrays: Arrays, specs: Specs) -> Arrays:
         )
     kept = {name: array for name, array in arrays.items() if name not in surplus}
     return kept | {name: np.zeros(*specs[name]) for name in missing}
+
+
+def _check_finite(prefix: str, arrays: Arrays, *, directories: Sequence[str]) -> None:
+    if not (reason := describe_nonfinite(_weights(arrays))):
+        return
+    way = "no other checkpoint is good"
+    for step, directory in _newest_first(directories):
+        with contextlib.suppress(*checkpoints.DAMAGE):
+            other = checkpoints.read_step(directory, step)
+            if not describe_nonfinite(_weights(other)):
+                model_dir = shlex.quote(os.path.dirname(directory))
+                way = (
+                    f"`mnist-dist weights revert --model_dir={model_dir} --step={step}` "
+                    "goes back to the newest checkpoint that is good"
+                )
+                break
+    raise InputError(f"{prefix}: {reason}, so no step from it would be; {way}")
+
+
+def _weights(arrays: Arrays) -> Arrays:
+    return {name: a for name, a in arrays.items() if name.startswith("model/")}
 
 
 def read_named_step(

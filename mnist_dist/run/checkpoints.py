@@ -1,15 +1,14 @@
 """Checkpoints: named arrays <-> files in the format of tf.train.Checkpoint.
 
-Nothing here knows a strategy or a model. A save takes arrays already copied to the
-host, so a thread of its own writes them while training goes on, and any reader
-(`tf.train.load_checkpoint`, another replica count, NumPy) finds them by name.
+Nothing here knows a strategy or a model: any reader (`tf.train.load_checkpoint`, another
+replica count, NumPy) finds the arrays by name.
 """
 
-import concurrent.futures
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -25,89 +24,15 @@ from mnist_dist.files.durable import (
     staging_folder,
     sync,
 )
-from mnist_dist.files.local import is_local
+from mnist_dist.files.local import is_local, kind_at, plain_folder
 
 # How tf.train.Checkpoint names a variable's value, and its description of the objects.
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 NAME = r"ckpt-(0|[1-9][0-9]*)"
+MARKER = ".moving-to:"  # and the name of a folder: begins the name of a `Marker`
 # What reading a damaged checkpoint raises, depending on where the damage is.
 DAMAGE = (tf.errors.OpError, IndexError, ValueError)
-
-
-class CheckpointWriter:
-    """Writes checkpoints one after the other in the background."""
-
-    def __init__(self) -> None:
-        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-        self._pending: list[concurrent.futures.Future[str]] = []
-        self._finished: list[str] = []
-
-    def save(
-        self,
-        arrays: Arrays,
-        *,
-        directory: str,
-        step: int,
-        max_to_keep: int,
-        first: Callable[[], None] | None = None,
-    ) -> None:
-        """Begins to write `directory/ckpt-<step>`; older ones past the limit go.
-
-        Waits while two are being written.
-
-        Args:
-          arrays: what to write, by name; not to be changed any more.
-          directory: of checkpoints.
-          step: number of this one.
-          max_to_keep: checkpoints that stay in the directory.
-          first: called in the background before anything is written.
-
-        Raises:
-          RunError: an earlier one could not be written.
-        """
-        self._take_finished()
-        self._wait_until(num_pending=1)
-        self._pending.append(
-            self._thread.submit(
-                save_checkpoint,
-                arrays,
-                directory=directory,
-                step=step,
-                max_to_keep=max_to_keep,
-                first=first,
-            )
-        )
-
-    def collect(self) -> list[str]:
-        """Returns the paths of those that are on disk and were not returned before.
-
-        Raises:
-          RunError: one could not be written.
-        """
-        self._take_finished()
-        finished, self._finished = self._finished, []
-        return finished
-
-    def close(self) -> list[str]:
-        """Returns as `collect` does, when all that was saved is on disk.
-
-        Raises:
-          RunError: one could not be written.
-        """
-        try:
-            self._wait_until(num_pending=0)
-        finally:
-            self._thread.shutdown()
-        return self.collect()
-
-    def _take_finished(self) -> None:
-        while self._pending and self._pending[0].done():
-            self._finished.append(self._pending.pop(0).result())
-
-    def _wait_until(self, *, num_pending: int) -> None:
-        while len(self._pending) > num_pending:
-            self._finished.append(self._pending.pop(0).result())
 
 
 def checkpoint_prefix(directory: str, step: int) -> str:
@@ -115,20 +40,62 @@ def checkpoint_prefix(directory: str, step: int) -> str:
     return os.path.join(directory, f"ckpt-{step}")
 
 
+class Marker(NamedTuple):
+    """Says that checkpoints are being moved out of the way; see `set_aside.py`.
+
+    Attributes:
+      step: the last that stays.
+      folder: where the later ones go, by name.
+    """
+
+    step: int
+    folder: str
+
+
 def list_checkpoints(directory: str) -> list[int]:
     """Returns the steps of which `directory` has a checkpoint, newest first.
 
     One that lacks its index counts, as damaged, unless that is just about to come.
     """
-    names = [
-        re.fullmatch(NAME + r"\.(index|data-.*)", name)
-        for name in list_names(directory)
-    ]
-    steps = {int(name[1]) for name in names if name}
-    indexed = {int(name[1]) for name in names if name and name[2] == "index"}
+    names = list_names(directory)
+    matches = [match for name in names if (match := _match(name))]
+    steps = {int(match[1]) for match in matches}
+    indexed = {int(match[1]) for match in matches if match[2] == "index"}
     if steps != indexed:
         steps -= _staged_indices(directory).keys() - indexed
+    if marker := _find_marker(names):
+        steps = {step for step in steps if step <= marker.step}
     return sorted(steps, reverse=True)
+
+
+def list_later(directory: str, step: int) -> dict[int, list[str]]:
+    """Returns the names of all files of checkpoints past a step, the index first.
+
+    Without its index the rest is not taken for a checkpoint.
+    """
+    found: dict[int, list[str]] = {}
+    for name in reversed(list_names(directory)):
+        match = _match(name)
+        if match and int(match[1]) > step:
+            found.setdefault(int(match[1]), []).append(name)
+    return found
+
+
+def find_marker(directory: str) -> Marker | None:
+    """Returns the marker of a move that is going on, or was killed."""
+    return _find_marker(list_names(directory))
+
+
+def _find_marker(names: Iterable[str]) -> Marker | None:
+    for name in names:
+        match = re.fullmatch(re.escape(MARKER) + r"(later-than-(\d+)(\.\d+)?)", name)
+        if match:
+            return Marker(int(match[2]), match[1])
+    return None
+
+
+def _match(name: str) -> re.Match[str] | None:
+    return re.fullmatch(NAME + r"\.(index|data-.*)", name)
 
 
 def finish_interrupted_saves(directory: str) -> None:
@@ -157,44 +124,42 @@ def _staged_indices(directory: str) -> dict[int, str]:
     return found
 
 
+@contextlib.contextmanager
+def open_checkpoint(prefix: str) -> Iterator[Any]:
+    """Gives TensorFlow's reader of a checkpoint: `tf.train.CheckpointReader`.
+
+    Raises:
+      tf.errors.OpError, IndexError, ValueError: one of `DAMAGE`: it is damaged, or a
+        file of it is a named pipe or a device, which would be waited for for ever.
+    """
+    directory, name = os.path.split(prefix)
+    for file_name in list_names(directory or "."):
+        if file_name.startswith(f"{name}."):
+            kind = kind_at(os.path.join(directory, file_name), follow_links=True)
+            if kind not in ("", "a file"):
+                raise ValueError(f"{file_name} is {kind}")
+    with plain_folder(directory) as folder:
+        # Not tf.train.load_checkpoint: it prefers a folder of this name, and its state
+        # file.
+        yield tf.compat.v1.train.NewCheckpointReader(os.path.join(folder, name))
+
+
 def load_arrays(prefix: str) -> Arrays:
     """Reads every array of a checkpoint, so that damage anywhere is found.
 
     Raises:
       tf.errors.OpError, IndexError, ValueError: one of `DAMAGE`: it is damaged.
     """
-    # Not tf.train.load_checkpoint: it prefers a folder of this name, and its state file.
-    reader = tf.compat.v1.train.NewCheckpointReader(prefix)
-    # The graph of objects too, which lies at the end: a truncated file lacks it.
-    everything = {
-        name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
-    }
+    with open_checkpoint(prefix) as reader:
+        # The graph of objects too, which lies at the end: a truncated file lacks it.
+        everything = {
+            name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
+        }
     return {
         name.removesuffix(SUFFIX): np.asarray(value)
         for name, value in everything.items()
         if name.endswith(SUFFIX)
     }
-
-
-def set_aside_later(directory: str, step: int) -> None:
-    """Moves checkpoints past a step to a new folder `directory/later-than-<step>`.
-
-    A run that goes on from `step` must neither count them nor resume from them.
-    """
-    later = [s for s in list_checkpoints(directory) if s > step]
-    if not later:
-        return
-    aside, number = os.path.join(directory, f"later-than-{step}"), 2
-    while tf.io.gfile.exists(aside):
-        aside, number = (
-            os.path.join(directory, f"later-than-{step}.{number}"),
-            number + 1,
-        )
-    tf.io.gfile.makedirs(aside)
-    for old in later:
-        # The index first: without it the rest is not taken for a checkpoint.
-        for name in reversed(_files(directory, old)):
-            tf.io.gfile.rename(os.path.join(directory, name), os.path.join(aside, name))
 
 
 def read_step(directory: str, step: int) -> Arrays:

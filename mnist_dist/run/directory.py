@@ -11,7 +11,7 @@ from mnist_dist.files.durable import (
     remove,
     reporting_errors,
 )
-from mnist_dist.files.local import is_local, kind_at
+from mnist_dist.files.local import check_readable, is_local, kind_at
 from mnist_dist.run.checkpoints import list_checkpoints
 
 # What a run writes, the settings last.
@@ -35,6 +35,7 @@ def check_directory(directory: str, *, flag: str) -> None:
         raise InputError(
             f"{flag}: found {directory!r}, expected a directory to write to"
         )
+    check_readable(directory)
 
 
 def check_own(model_dir: str) -> None:

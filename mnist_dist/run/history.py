@@ -9,6 +9,7 @@ from absl import logging
 
 from mnist_dist.errors import InputError
 from mnist_dist.files.arrays import Arrays
+from mnist_dist.files.durable import publishing, reporting_errors
 from mnist_dist.files.untrusted import quoted
 from mnist_dist.run import checkpoints
 from mnist_dist.run.directory import (
@@ -22,6 +23,7 @@ from mnist_dist.run.directory import (
 )
 from mnist_dist.run.lock import open_for_writing
 from mnist_dist.run.metrics import read_accuracies, withdraw_evaluation
+from mnist_dist.run.set_aside import set_aside_later
 
 
 class RunCheckpoint(NamedTuple):
@@ -141,14 +143,7 @@ def revert_run(model_dir: str, step: int) -> Reverted:
                 directory=checkpoint_dir(model_dir),
                 step=step,
             )
-        later = []
-        for directory in checkpoint_dirs(model_dir):
-            later += [
-                checkpoints.checkpoint_prefix(directory, s)
-                for s in checkpoints.list_checkpoints(directory)
-                if s > step
-            ]
-            checkpoints.set_aside_later(directory, step)
+        later = list(set_aside_later(model_dir, step))
         remove_evaluations(watch_dir(model_dir), first_step=step + 1)
     exports = export_dir(model_dir)
     stale = [os.path.join(exports, str(v)) for v in list_versions(exports) if v > step]
@@ -174,8 +169,11 @@ def replace_latest(model_dir: str, old: Arrays, new: Arrays) -> tuple[str, str]:
     number = 1
     while tf.io.gfile.exists(aside := os.path.join(directory, f"replaced-{number}")):
         number += 1
-    tf.io.gfile.makedirs(aside)
-    checkpoints.save_checkpoint(old, directory=aside, step=step)
+    with (
+        reporting_errors(aside, so="nothing was changed"),
+        publishing(aside, overwrite=False) as staging,
+    ):
+        checkpoints.save_checkpoint(old, directory=staging, step=step)
     if int(old.get("best/step", -1)) == step:
         new = new | {
             "best/accuracy": np.array(-1.0, np.float64),

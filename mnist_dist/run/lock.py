@@ -14,11 +14,13 @@ from mnist_dist.errors import InputError, RunError
 from mnist_dist.files.durable import (
     FILE_ERRORS,
     describe_error,
+    remove_unfinished,
     reporting_errors,
 )
 from mnist_dist.files.local import is_at, is_local, kind_at, open_to_write
 from mnist_dist.run.checkpoints import finish_interrupted_saves
 from mnist_dist.run.directory import LOCK, check_own, checkpoint_dirs
+from mnist_dist.run.set_aside import finish_setting_aside
 
 _PAUSES = (0.01, 0.1)  # seconds between attempts to take the lock
 
@@ -89,6 +91,8 @@ def open_for_writing(model_dir: str) -> RunLock:
         for directory in checkpoint_dirs(model_dir):
             with reporting_errors(directory, so="nothing in it was changed"):
                 finish_interrupted_saves(directory)
+                remove_unfinished(directory, is_mine=True)
+        finish_setting_aside(model_dir)
         lock.check()
     except BaseException:
         lock.close()

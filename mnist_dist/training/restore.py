@@ -14,7 +14,6 @@ import tensorflow as tf
 from absl import logging
 
 from mnist_dist.files.arrays import Arrays, Specs
-from mnist_dist.files.durable import remove_unfinished, reporting_errors
 from mnist_dist.layer_weights import transplant
 from mnist_dist.run import checkpoint_choice, checkpoints, config, directory
 from mnist_dist.run.best import Best
@@ -23,6 +22,7 @@ from mnist_dist.run.metric_writer import MetricWriter
 from mnist_dist.run.metrics import check_metrics
 from mnist_dist.run.plan import StoppingRule
 from mnist_dist.run.run_log import RunLog
+from mnist_dist.run.set_aside import set_aside_later
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ def restore_run(
             directory.delete_run(model_dir)
 
         # Bring the directory to that step.
-        set_aside = _set_aside_later(model_dir, step)
+        set_aside = sorted(set(set_aside_later(model_dir, step).values()))
         log = held.enter_context(
             contextlib.closing(
                 RunLog(model_dir, resume_step=step, lock=lock, writers=writers)
@@ -153,17 +153,6 @@ def _warn_of_records(model_dir: str) -> None:
             "%s has records but no checkpoint: the run begins anew, and they go",
             model_dir,
         )
-
-
-def _set_aside_later(model_dir: str, step: int) -> Sequence[int]:
-    """Moves checkpoints past a step out of the way; returns their steps."""
-    later: set[int] = set()
-    for folder in directory.checkpoint_dirs(model_dir):
-        with reporting_errors(folder, so="the checkpoints in it are intact"):
-            remove_unfinished(folder, is_mine=True)
-            later |= {s for s in checkpoints.list_checkpoints(folder) if s > step}
-            checkpoints.set_aside_later(folder, step)
-    return sorted(later)
 
 
 def _restore_best(model_dir: str, arrays: Arrays, *, step: int, log: RunLog) -> Best:

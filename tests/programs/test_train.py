@@ -420,6 +420,16 @@ def test_full_disk_ends_the_run_with_the_reason(start_on_full_disk, train):
     assert final_arrays(run)["step"] >= 40
 
 
+def test_name_with_signs_of_a_pattern_is_a_name(train, fork_server, tmp_path):
+    run = tmp_path / "lr[0.1]\\*"
+    for steps in (20, 40):
+        train(run, f"--train_steps={steps}")
+    assert [r["step"] for r in records(run) if r["kind"] == "eval"] == [20, 40]
+    assert sorted(os.listdir(run / "export")) == ["20", "40"]
+    process = fork_server.start("mnist_dist.export", f"--model_dir={run}")
+    assert process.wait() == 0, process.stderr()
+
+
 def test_read_only_directory_is_refused(undisturbed, run_train, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

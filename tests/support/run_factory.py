@@ -6,7 +6,7 @@ from mnist_dist.artifacts.saved_model import export_saved_model
 from mnist_dist.data import load_dataset
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.modeling.networks import create_model
-from mnist_dist.run.checkpoints import CheckpointWriter
+from mnist_dist.run.checkpoint_writer import CheckpointWriter
 from mnist_dist.run.config import RunConfig, save_config
 from mnist_dist.run.directory import best_dir, checkpoint_dir
 from mnist_dist.run.plan import StoppingRule

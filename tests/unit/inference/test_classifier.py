@@ -93,6 +93,14 @@ def test_best_classes_of_equal_probabilities_are_ordered_by_logits():
 # What is wrong with it.
 
 
+@pytest.mark.parametrize("name", ["lr[0.1]", "back\\slash", "a*b?"])
+def test_any_name_of_a_folder_is_no_pattern(name, exported, tmp_path):
+    path = export_untrained(tmp_path / name)
+    images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28, 1)
+    found = load_classifier(find_saved_model(os.path.dirname(path))).classify(images)
+    np.testing.assert_array_equal(found, load_classifier(exported).classify(images))
+
+
 @pytest.mark.parametrize("num_bytes", [0, 1, 1000])
 def test_truncated_graph(copied, num_bytes):
     os.truncate(copied / "saved_model.pb", num_bytes)

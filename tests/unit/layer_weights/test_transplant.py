@@ -64,6 +64,22 @@ def test_layer_made_of_layers_goes_with_all_that_is_inside():
         fit_layers(weights, specs, layer_map=[("rows", "lines")], target="T")
 
 
+@pytest.mark.parametrize("layer_map", [[], [("a", "a")]])
+def test_layer_that_is_not_finite_goes_nowhere(layer_map):
+    source = {
+        "a/kernel": np.array([1, np.nan, -np.inf], np.float32),
+        "b/kernel": np.ones(3, np.float32),
+    }
+    specs = {name: ((3,), np.dtype("f4")) for name in source}
+    weights = Weights("S", source, {})
+    with pytest.raises(
+        InputError, match="S: layer 'a': 2 of 3 values of a/kernel are not finite"
+    ):
+        fit_layers(weights, specs, layer_map=layer_map, target="T")
+    fit = fit_layers(weights, specs, layer_map=[("b", "a")], target="T")
+    assert fit.applied.keys() == {"a/kernel"}
+
+
 def test_replaced_weights_reset_slots_and_average_of_their_layer_alone():
     names = [
         "model/a/k",

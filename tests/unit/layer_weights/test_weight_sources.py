@@ -22,8 +22,11 @@ def of_model(model):
     return {weight_path(model, v): v.numpy() for v in model.weights}
 
 
+@pytest.mark.parametrize("name", ["m", "lr[0.1]", "a*\\?"])
 @pytest.mark.parametrize("form", ["keras", "keras_export", "checkpoint_of_keras"])
-def test_what_keras_wrote_is_read_by_layer(form, tmp_path):
+def test_what_keras_wrote_is_read_by_layer(form, name, tmp_path):
+    tmp_path /= name
+    tmp_path.mkdir()
     model = create_small()
     if form == "keras":
         path = str(tmp_path / "m.keras")

@@ -11,11 +11,14 @@ import tensorflow as tf
 from full_disk import file_size_limit
 
 from mnist_dist.errors import InputError, RunError
-from mnist_dist.files import durable
+from mnist_dist.files import durable, local
 from mnist_dist.files.durable import remove_unfinished
 from mnist_dist.run import checkpoints
 from mnist_dist.run.checkpoint_choice import load_restored
-from mnist_dist.run.checkpoints import CheckpointWriter, list_checkpoints
+from mnist_dist.run.checkpoint_writer import CheckpointWriter
+from mnist_dist.run.checkpoints import list_checkpoints
+from mnist_dist.run.directory import check_directory
+from mnist_dist.run.set_aside import set_aside_later
 
 ARRAYS = {
     "step": np.array(3, np.int64),
@@ -96,7 +99,7 @@ def test_paths_with_a_scheme_are_like_any_other(tmp_path):
     assert load_restored([directory], restore="auto", specs=SPECS)[1]["step"] == 4
     _, found = load_restored([directory], restore=f"{directory}/ckpt-3", specs=SPECS)
     assert found["step"] == 3
-    checkpoints.set_aside_later(directory, 3)
+    set_aside_later(f"ram://{tmp_path.name}", 3)
     assert list_checkpoints(directory) == [3]
     assert list_checkpoints(f"{directory}/later-than-3") == [5, 4]
 
@@ -284,25 +287,6 @@ def call_for_seconds(function, seconds):
         time.sleep(0.01)
 
 
-def test_reverting_sets_later_checkpoints_aside(directory):
-    assert load_restored([directory], restore="2", specs=SPECS)[1]["step"] == 2
-    assert list_checkpoints(directory) == [3, 2, 1]
-    checkpoints.set_aside_later(directory, 2)
-    assert list_checkpoints(directory) == [2, 1]
-    aside = checkpoints.load_arrays(f"{directory}/later-than-2/ckpt-3")
-    assert aside["step"] == 3
-
-
-def test_second_revert_loses_nothing_of_the_first(directory):
-    checkpoints.set_aside_later(directory, 2)
-    writer = CheckpointWriter()
-    writer.save(ARRAYS, directory=directory, step=3, max_to_keep=3)
-    writer.close()
-    checkpoints.set_aside_later(directory, 2)
-    for aside in ("later-than-2", "later-than-2.2"):
-        assert list_checkpoints(f"{directory}/{aside}") == [3]
-
-
 def test_wrong_restore_says_what_there_is(directory, tmp_path_factory):
     def refused(restore, match):
         with pytest.raises(InputError, match=match):
@@ -451,3 +435,57 @@ def fork_and_kill(directory):
         assert os.waitpid(reader, 0)[1] == 0
         steps = os.listdir(directory)
     assert cut_short >= 10
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "back\\slash", "a*b?", "space é"])
+def test_any_name_of_a_folder_is_no_pattern(directory, tmp_path, name):
+    moved = tmp_path / name
+    os.mkdir(moved)
+    for file in os.listdir(directory):
+        if file.startswith("ckpt"):
+            os.rename(f"{directory}/{file}", moved / file)
+    num_open = len(os.listdir("/proc/self/fd"))
+    prefix, found = load_restored([str(moved)], restore="auto", specs=SPECS)
+    assert (prefix, found["step"]) == (f"{moved}/ckpt-3", 3)
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(found[name], array if name != "step" else 3)
+    assert len(os.listdir("/proc/self/fd")) == num_open
+
+
+def test_name_that_is_a_pattern_is_refused_where_there_is_no_way_around(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(local, "_DESCRIPTORS", "/nowhere")
+    check_directory(str(tmp_path / "run"), flag="--model_dir")
+    with pytest.raises(InputError, match=r"run\[1\]': found one of the characters"):
+        check_directory(str(tmp_path / "run[1]"), flag="--model_dir")
+
+
+@pytest.mark.parametrize("part", [DATA, INDEX])
+def test_pipe_in_place_of_a_checkpoint_s_file_is_damage(directory, part, caplog):
+    os.remove(f"{directory}/ckpt-3.{part}")
+    os.mkfifo(f"{directory}/ckpt-3.{part}")
+    _, found = load_restored([directory], restore="auto", specs=SPECS)
+    assert found["step"] == 2
+    assert f"ckpt-3.{part} is a named pipe" in caplog.text
+
+
+def test_newest_whose_weights_are_not_finite_is_named_with_the_way_back(tmp_path):
+    directory = str(tmp_path / "checkpoints")
+    for step, value in ((1, 1.0), (2, 2.0), (3, np.nan), (4, np.inf)):
+        kernel = np.array([[value, 1, value], [0, 0, 0]], np.float32)
+        arrays = ARRAYS | {"step": np.array(step), "model/dense/kernel": kernel}
+        checkpoints.save_checkpoint(arrays, directory=directory, step=step)
+    for restore in ("auto", "4"):
+        with pytest.raises(InputError) as error:
+            load_restored([directory], restore=restore, specs=SPECS)
+        assert str(error.value) == (
+            f"{directory}/ckpt-4: 2 of 6 values of model/dense/kernel are not finite, so "
+            f"no step from it would be; `mnist-dist weights revert "
+            f"--model_dir={tmp_path} --step=2` goes back to the newest checkpoint that "
+            "is good"
+        )
+    checkpoints.delete_checkpoint(directory, 2)
+    checkpoints.delete_checkpoint(directory, 1)
+    with pytest.raises(InputError, match=r"ckpt-4: .* no other checkpoint is good"):
+        load_restored([directory], restore="auto", specs=SPECS)

@@ -5,7 +5,8 @@ import pytest
 
 from mnist_dist.errors import InputError
 from mnist_dist.run import history
-from mnist_dist.run.checkpoints import CheckpointWriter, list_checkpoints
+from mnist_dist.run.checkpoint_writer import CheckpointWriter
+from mnist_dist.run.checkpoints import list_checkpoints
 from mnist_dist.run.config import load_config, save_config
 from mnist_dist.run.directory import (
     check_contents,

@@ -1,0 +1,82 @@
+"""Checkpoints beside the training: a thread of their own writes them."""
+
+import concurrent.futures
+from collections.abc import Callable
+
+from mnist_dist.files.arrays import Arrays
+from mnist_dist.run.checkpoints import save_checkpoint
+
+
+class CheckpointWriter:
+    """Writes checkpoints one after the other in the background."""
+
+    def __init__(self) -> None:
+        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._pending: list[concurrent.futures.Future[str]] = []
+        self._finished: list[str] = []
+
+    def save(
+        self,
+        arrays: Arrays,
+        *,
+        directory: str,
+        step: int,
+        max_to_keep: int,
+        first: Callable[[], None] | None = None,
+    ) -> None:
+        """Begins to write `directory/ckpt-<step>`; older ones past the limit go.
+
+        Waits while two are being written.
+
+        Args:
+          arrays: what to write, by name; not to be changed any more.
+          directory: of checkpoints.
+          step: number of this one.
+          max_to_keep: checkpoints that stay in the directory.
+          first: called in the background before anything is written.
+
+        Raises:
+          RunError: an earlier one could not be written.
+        """
+        self._take_finished()
+        self._wait_until(num_pending=1)
+        self._pending.append(
+            self._thread.submit(
+                save_checkpoint,
+                arrays,
+                directory=directory,
+                step=step,
+                max_to_keep=max_to_keep,
+                first=first,
+            )
+        )
+
+    def collect(self) -> list[str]:
+        """Returns the paths of those that are on disk and were not returned before.
+
+        Raises:
+          RunError: one could not be written.
+        """
+        self._take_finished()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def close(self) -> list[str]:
+        """Returns as `collect` does, when all that was saved is on disk.
+
+        Raises:
+          RunError: one could not be written.
+        """
+        try:
+            self._wait_until(num_pending=0)
+        finally:
+            self._thread.shutdown()
+        return self.collect()
+
+    def _take_finished(self) -> None:
+        while self._pending and self._pending[0].done():
+            self._finished.append(self._pending.pop(0).result())
+
+    def _wait_until(self, *, num_pending: int) -> None:
+        while len(self._pending) > num_pending:
+            self._finished.append(self._pending.pop(0).result())

@@ -1,0 +1,96 @@
+"""Later checkpoints out of the way: a run that goes back neither counts nor loses them.
+
+Those past a step move to a folder `later-than-<step>` beside them. A marker in each
+directory comes first and goes last. While it is there nothing past the step counts, and
+the next process to write to the run completes the move: no kill cuts it in two.
+"""
+
+import os
+
+import tensorflow as tf
+
+from mnist_dist.files.durable import remove, replacing, reporting_errors, sync
+from mnist_dist.run.checkpoints import (
+    MARKER,
+    checkpoint_prefix,
+    find_marker,
+    list_later,
+)
+from mnist_dist.run.directory import best_dir, checkpoint_dir
+
+_SO = "no checkpoint is lost"
+
+
+def set_aside_later(model_dir: str, step: int) -> dict[str, int]:
+    """Moves the checkpoints of a run past a step out of the way.
+
+    Only for who alone writes to the run.
+
+    Returns:
+      The steps of those moved, by the paths that they had, as TensorFlow takes them.
+
+    Raises:
+      RunError: one cannot be moved.
+    """
+    directories = _directories(model_dir)
+    later = {
+        checkpoint_prefix(directory, later_step): later_step
+        for directory in directories
+        for later_step in sorted(list_later(directory, step))
+    }
+    for directory in directories:
+        _mark(directory, step)
+    finish_setting_aside(model_dir)
+    return later
+
+
+def finish_setting_aside(model_dir: str) -> None:
+    """Completes a move whose process was killed, into the same folders.
+
+    Only for who alone writes to the run.
+
+    Raises:
+      RunError: a checkpoint cannot be moved.
+    """
+    directories = _directories(model_dir)
+    marked = [marker.step for marker in map(find_marker, directories) if marker]
+    for step in marked:
+        for directory in directories:  # one lacks it after a kill between the two
+            _mark(directory, step)
+    for directory in directories:
+        _move(directory)
+
+
+def _directories(model_dir: str) -> list[str]:
+    # The best first: a run without its newest checkpoints would go on from it.
+    return [best_dir(model_dir), checkpoint_dir(model_dir)]
+
+
+def _mark(directory: str, step: int) -> None:
+    if find_marker(directory) or not list_later(directory, step):
+        return
+    target, number = f"later-than-{step}", 2
+    while tf.io.gfile.exists(os.path.join(directory, target)):
+        target, number = f"later-than-{step}.{number}", number + 1
+    with (
+        reporting_errors(directory, so=_SO),
+        replacing(os.path.join(directory, f"{MARKER}{target}")) as file,
+    ):
+        file.write(b"")
+
+
+def _move(directory: str) -> None:
+    marker = find_marker(directory)
+    if marker is None:
+        return
+    target = os.path.join(directory, marker.folder)
+    with reporting_errors(directory, so=_SO):
+        tf.io.gfile.makedirs(target)
+        for names in list_later(directory, marker.step).values():
+            for name in names:
+                source = os.path.join(directory, name)
+                tf.io.gfile.rename(source, os.path.join(target, name), overwrite=True)
+        sync(target)
+        sync(directory)
+        remove(os.path.join(directory, f"{MARKER}{marker.folder}"))
+        sync(directory)
