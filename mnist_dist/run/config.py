@@ -12,7 +12,6 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 import mnist_dist
 from mnist_dist.cluster.membership import LAUNCH_ID
@@ -239,14 +238,17 @@ def check_settings(model_dir: str, settings: Mapping[str, object]) -> None:
       settings: what shapes the results, by flag; and `data_checksum`.
 
     Raises:
-      InputError: names each difference; or `config.json` cannot be read.
+      InputError: names each difference; or `config.json` is missing, or cannot be read.
     """
     if not any(list_checkpoints(d) for d in checkpoint_dirs(model_dir)):
         return
     config = load_config(model_dir)
     if config is None:
-        logging.warning("%s has no config.json to compare settings with", model_dir)
-        return
+        raise InputError(
+            f"--model_dir: found checkpoints in {model_dir} but no config.json to "
+            "compare settings with, expected both; --override_config goes on with them, "
+            "--overwrite deletes them"
+        )
     recorded = config["settings"]
     wanted = json.loads(json.dumps(dict(settings)))
     differences = [

@@ -125,6 +125,9 @@ class RunLog:
     def close(self) -> None:
         """Flushes and closes; a second time it does nothing."""
         with contextlib.ExitStack() as each:  # also those after one that fails
+            each.callback(
+                self._check_place
+            )  # runs last: its error says more than theirs
             for writer in self._writers:
                 each.callback(writer.close)
 

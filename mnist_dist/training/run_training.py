@@ -123,6 +123,7 @@ def _train(
         recorder = None
         if start:
             recorder = _create_recorder(options, job, start)
+            start.lock.check()
             save_run_config(options, job, num_workers=cluster.num_workers)
             reason = plan.stopping.reason_to_end(loop.step, loop.best)
             if start.checkpoint and reason:
@@ -138,7 +139,8 @@ def _train(
             ended=ended,
             stopped_by=None if ended else stop.signal_name or "another worker",
         )
-        if recorder:
+        if start and recorder:
+            start.lock.check()
             result = complete_run(
                 options,
                 job,

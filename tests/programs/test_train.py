@@ -430,6 +430,33 @@ def test_name_with_signs_of_a_pattern_is_a_name(train, fork_server, tmp_path):
     assert process.wait() == 0, process.stderr()
 
 
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_run_that_is_moved_or_deleted_ends_and_does_not_come_back(
+    is_deleted, start_train, tmp_path
+):
+    run = tmp_path / "run"
+    process = start_train(run, "--train_steps=100000", "--steps_per_loop=20")
+    process.wait_for(run / "checkpoints" / "ckpt-40.index")
+    run.rename(tmp_path / "elsewhere")
+    if is_deleted:
+        shutil.rmtree(tmp_path / "elsewhere")
+    assert process.wait() == 1
+    assert f"{run} was moved or deleted" in process.stderr().splitlines()[-1]
+    assert process.stderr().count("error: ") == 1
+    assert not run.exists()
+
+
+def test_checkpoints_without_settings_need_a_flag(
+    undisturbed, train, run_train, tmp_path
+):
+    run = shutil.copytree(undisturbed[0], tmp_path / "run")
+    (run / "config.json").unlink()
+    result = run_train(f"--model_dir={run}", *COMMON, "--train_steps=120")
+    assert result.returncode == 2
+    assert f"found checkpoints in {run} but no config.json" in result.stderr
+    train(run, "--train_steps=120", "--override_config", "--noexport")
+
+
 def test_read_only_directory_is_refused(undisturbed, run_train, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
