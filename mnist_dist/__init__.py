@@ -20,28 +20,56 @@ from typing import TYPE_CHECKING, Any
 # Name -> the module that it comes from. None is the name of a program's module, which
 # `import mnist_dist.train` would put in its place.
 _PUBLIC = {
-    "TrainingResult": "training.result",
     "train_model": "training.train_model",
-    "load_dataset": "data",
+    "TrainingResult": "training.result",
+    "evaluate_model": "evaluation.model_evaluation",
+    "ModelEvaluation": "evaluation.model_evaluation",
+    "predict_images": "inference.image_predictions",
+    "ImagePredictions": "inference.image_predictions",
+    "export_model": "artifacts.model_export",
+    "ExportedModel": "artifacts.model_export",
     "load_trained_model": "inference.trained_model",
+    "TrainedModel": "inference.trained_model",
+    "load_dataset": "data",
+    "dataset_from_arrays": "data",
+    "Dataset": "data",
+    "load_weights": "layer_weights.weight_sources",
     "load_layer": "layer_weights.layers",
     "set_layer": "layer_weights.layers",
+    "save_layers": "layer_weights.layer_files",
     "InputError": "errors",
     "OptionError": "training.option",
+    "OwnCodeError": "errors",
     "PeerError": "errors",
     "RunError": "errors",
 }
 
 if TYPE_CHECKING:
+    from mnist_dist.artifacts.model_export import ExportedModel as ExportedModel
+    from mnist_dist.artifacts.model_export import export_model as export_model
+    from mnist_dist.data import Dataset as Dataset
+    from mnist_dist.data import dataset_from_arrays as dataset_from_arrays
     from mnist_dist.data import load_dataset as load_dataset
     from mnist_dist.errors import InputError as InputError
+    from mnist_dist.errors import OwnCodeError as OwnCodeError
     from mnist_dist.errors import PeerError as PeerError
     from mnist_dist.errors import RunError as RunError
+    from mnist_dist.evaluation.model_evaluation import (
+        ModelEvaluation as ModelEvaluation,
+    )
+    from mnist_dist.evaluation.model_evaluation import evaluate_model as evaluate_model
+    from mnist_dist.inference.image_predictions import (
+        ImagePredictions as ImagePredictions,
+    )
+    from mnist_dist.inference.image_predictions import predict_images as predict_images
+    from mnist_dist.inference.trained_model import TrainedModel as TrainedModel
     from mnist_dist.inference.trained_model import (
         load_trained_model as load_trained_model,
     )
+    from mnist_dist.layer_weights.layer_files import save_layers as save_layers
     from mnist_dist.layer_weights.layers import load_layer as load_layer
     from mnist_dist.layer_weights.layers import set_layer as set_layer
+    from mnist_dist.layer_weights.weight_sources import load_weights as load_weights
     from mnist_dist.training.option import OptionError as OptionError
     from mnist_dist.training.result import TrainingResult as TrainingResult
     from mnist_dist.training.train_model import train_model as train_model

@@ -74,7 +74,16 @@ def _describe(name: str, member: Any) -> str:
             lines += [f"A subclass of {' and '.join(f'`{b}`' for b in bases)}.", ""]
     else:
         lines += ["```python", _signature(name, member), "```", ""]
-    return "\n".join([*lines, *_markdown(inspect.getdoc(member) or ""), ""])
+    lines += _markdown(inspect.getdoc(member) or "")
+    if properties := list(_properties(member)):
+        lines += ["", "**Properties**", "", *properties]
+    return "\n".join([*lines, ""])
+
+
+def _properties(member: Any) -> Iterator[str]:
+    for name, value in vars(member).items():
+        if isinstance(value, property) and not name.startswith("_"):
+            yield f"- `{name}`: {inspect.getdoc(value)}"
 
 
 def _signature(name: str, function: Any) -> str:

@@ -70,7 +70,14 @@ for command in json.load(sys.stdin):
     os._exit(0)
 """
 # Two commands of one run may differ in these.
-MOMENTARY = ("restore", "overwrite", "dry_run", "worker_hosts", "task_index")
+MOMENTARY = (
+    "restore",
+    "overwrite",
+    "dry_run",
+    "worker_hosts",
+    "task_index",
+    "num_gpus",
+)
 
 
 @pytest.fixture(scope="module")
