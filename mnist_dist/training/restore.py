@@ -106,23 +106,18 @@ def restore_run(
         directory.check_contents(model_dir)
         checkpoint, arrays = None, Arrays()
         if not overwrite:
-            if restore != "none" and not override_config:
-                config.check_settings(model_dir, settings)
-            checkpoint, arrays = checkpoint_choice.load_restored(
-                directory.checkpoint_dirs(model_dir),
-                restore=restore,
+            checkpoint, arrays = _load_checkpoint(
+                model_dir,
                 specs=specs,
-                takes_new_slots=override_config,
+                settings=settings,
+                restore=restore,
+                override_config=override_config,
             )
         step = int(arrays["step"]) if checkpoint else 0
         if checkpoint is None and init_from:
             fit = transplant.load_initial(init_from, model)
             say(transplant.describe_fit(fit))
             arrays = transplant.initial_arrays(fit)
-        if not overwrite:
-            check_metrics(model_dir)
-            if checkpoint is None:
-                _warn_of_records(model_dir)
         if dry_run:
             return None
 
@@ -139,11 +134,32 @@ def restore_run(
                 RunLog(model_dir, resume_step=step, lock=lock, writers=writers)
             )
         )
-        best = _restore_best(model_dir, arrays, step=step, log=log)
-        if config.load_patience(model_dir) != stopping.early_stopping_patience:
-            best.evaluations_since = 0
+        best = _restore_best(model_dir, arrays, step=step, log=log, stopping=stopping)
         held.pop_all()  # both stay open: nothing went wrong
         return Start(arrays, step, best, log, lock, checkpoint, set_aside)
+
+
+def _load_checkpoint(
+    model_dir: str,
+    *,
+    specs: Specs,
+    settings: Mapping[str, object],
+    restore: str,
+    override_config: bool,
+) -> tuple[str | None, Arrays]:
+    """Finds what a run goes on from, and checks that it is this run's."""
+    if restore != "none" and not override_config:
+        config.check_settings(model_dir, settings)
+    checkpoint, arrays = checkpoint_choice.load_restored(
+        directory.checkpoint_dirs(model_dir),
+        restore=restore,
+        specs=specs,
+        takes_new_slots=override_config,
+    )
+    check_metrics(model_dir)
+    if checkpoint is None:
+        _warn_of_records(model_dir)
+    return checkpoint, arrays
 
 
 def _warn_of_records(model_dir: str) -> None:
@@ -155,7 +171,14 @@ def _warn_of_records(model_dir: str) -> None:
         )
 
 
-def _restore_best(model_dir: str, arrays: Arrays, *, step: int, log: RunLog) -> Best:
+def _restore_best(
+    model_dir: str,
+    arrays: Arrays,
+    *,
+    step: int,
+    log: RunLog,
+    stopping: StoppingRule,
+) -> Best:
     """Returns the best so far, whose checkpoint is kept in `best/`."""
     folder = directory.best_dir(model_dir)
     best = Best.from_arrays(arrays)
@@ -170,4 +193,6 @@ def _restore_best(model_dir: str, arrays: Arrays, *, step: int, log: RunLog) -> 
         checkpoints.save_checkpoint(
             arrays | best.to_arrays(), directory=folder, step=step, max_to_keep=1
         )
+    if config.load_patience(model_dir) != stopping.early_stopping_patience:
+        best.evaluations_since = 0  # under another rule they are counted anew
     return best
