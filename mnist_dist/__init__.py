@@ -37,6 +37,11 @@ _PUBLIC = {
     "load_layer": "layer_weights.layers",
     "set_layer": "layer_weights.layers",
     "save_layers": "layer_weights.layer_files",
+    "transplant_layers": "layer_weights.run_layers",
+    "diff_layers": "layer_weights.differences",
+    "list_run_checkpoints": "run.history",
+    "revert_run": "run.history",
+    "MetricWriter": "run.metric_writer",
     "InputError": "errors",
     "OptionError": "training.option",
     "OwnCodeError": "errors",
@@ -66,10 +71,17 @@ if TYPE_CHECKING:
     from mnist_dist.inference.trained_model import (
         load_trained_model as load_trained_model,
     )
+    from mnist_dist.layer_weights.differences import diff_layers as diff_layers
     from mnist_dist.layer_weights.layer_files import save_layers as save_layers
     from mnist_dist.layer_weights.layers import load_layer as load_layer
     from mnist_dist.layer_weights.layers import set_layer as set_layer
+    from mnist_dist.layer_weights.run_layers import (
+        transplant_layers as transplant_layers,
+    )
     from mnist_dist.layer_weights.weight_sources import load_weights as load_weights
+    from mnist_dist.run.history import list_run_checkpoints as list_run_checkpoints
+    from mnist_dist.run.history import revert_run as revert_run
+    from mnist_dist.run.metric_writer import MetricWriter as MetricWriter
     from mnist_dist.training.option import OptionError as OptionError
     from mnist_dist.training.result import TrainingResult as TrainingResult
     from mnist_dist.training.train_model import train_model as train_model

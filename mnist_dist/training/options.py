@@ -16,6 +16,7 @@ from mnist_dist.training.option_rules import check_together, parse_profile_steps
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
     from mnist_dist.data import Dataset
     from mnist_dist.run.metric_writer import MetricWriter
@@ -42,8 +43,11 @@ class TrainingOptions:
     data_dir: str | None = option(
         None, "Data set as files. Default: the bundled MNIST.", role=OWN
     )
-    data: Dataset | None = option(
-        None, "Data set in memory, in place of data_dir.", is_flag=False
+    data: Dataset | Sequence[tuple[np.ndarray, np.ndarray]] | None = option(
+        None,
+        "Data set in memory, in place of data_dir: a Dataset; or images and labels to "
+        "train on, and those to test on, as ((x_train, y_train), (x_test, y_test)).",
+        is_flag=False,
     )
     validation_examples: int = option(
         0,

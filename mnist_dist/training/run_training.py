@@ -10,7 +10,7 @@ import tensorflow as tf
 from mnist_dist.artifacts.saved_model import trace_signatures
 from mnist_dist.cluster.membership import Cluster
 from mnist_dist.cluster.stop_request import StopRequest
-from mnist_dist.data import Dataset, load_dataset
+from mnist_dist.data import Dataset, dataset_from_arrays, load_dataset
 from mnist_dist.device.peers import leave_together, names_lost_peers
 from mnist_dist.device.strategy import create_strategy
 from mnist_dist.errors import EXIT_STOPPED
@@ -75,11 +75,13 @@ def _prepare(
 
 
 def _load_data(options: TrainingOptions) -> Dataset:
-    return options.data or load_dataset(
-        options.data_dir,
-        validation_seed=options.seed,
-        **options.pick("validation_examples validation_split"),
-    )
+    if isinstance(options.data, Dataset):
+        return options.data
+    validation = options.pick("validation_examples") | {"validation_seed": options.seed}
+    if options.data is not None:
+        return dataset_from_arrays(*options.data, **validation)
+    validation |= options.pick("validation_split")
+    return load_dataset(options.data_dir, **validation)
 
 
 def _train(

@@ -17,7 +17,7 @@ def train_model(options: TrainingOptions, given: Set[str]) -> TrainingResult:
 
     Takes what `mnist-dist train --help` lists as keyword arguments; only `model_dir` is
     needed. Besides, `model` may be a function, as `create(image_shape=...,
-    num_classes=...)` that returns a Keras model; `data` a `Dataset`; and `on_record`,
+    num_classes=...)` that returns a Keras model; `data` arrays in memory; and `on_record`,
     `on_evaluation` and `on_checkpoint` functions that are called on the chief while it
     trains.
 

@@ -286,3 +286,27 @@ def test_dry_run_tries_training_evaluation_and_export_and_leaves_nothing(run, tm
     assert calls.count(True) >= 1
     assert calls.count(False) >= 5
     assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_are_a_data_set_and_every_call_takes_them(run):
+    found = run(
+        "import json, numpy as np, mnist_dist\n"
+        "rng = np.random.default_rng(0)\n"
+        "def draw(n):\n"
+        "    labels = np.arange(n) % 3\n"
+        "    images = rng.integers(0, 60, (n, 8, 8), np.uint8)\n"
+        "    images[np.arange(n), labels] += 180\n"  # the bright row is the class
+        "    return images, labels\n"
+        "train, test = draw(600), draw(90)\n"
+        "result = mnist_dist.train_model(model_dir='run', data=(train, test), SHORT,\n"
+        "    augment=False, global_batch_size=20, train_steps=90)\n"
+        "evaluated = mnist_dist.evaluate_model('run', data=test)\n"
+        "predicted = mnist_dist.predict_images(test[0][..., None], model_dir='run')\n"
+        "share = float(np.mean(predicted.classes[:, 0] == test[1])\n"
+        "    if predicted.classes.ndim == 2 else np.mean(predicted.classes == test[1]))\n"
+        "exported = mnist_dist.export_model('run', format='keras')\n"
+        "print(json.dumps([result.accuracy, evaluated.accuracy, share, exported.path]))\n"
+    )
+    accuracy, evaluated, share, path = found
+    assert accuracy == evaluated == share == 1.0
+    assert path == "run/export/model-90.keras"
