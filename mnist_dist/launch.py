@@ -1,6 +1,7 @@
 """Starts several workers of `train` on this host, and keeps them together.
 
   mnist-dist launch --num_workers=2 -- --model_dir=runs/two
+  mnist-dist launch --num_workers=2 --verb=doctor -- --model_dir=runs/two
   mnist-dist launch --num_workers=2 --max_restarts=3 -- --model_dir=runs/two
 
 Several hosts by hand, the same command on each but for --node_rank:
@@ -39,6 +40,9 @@ NUM_WORKERS = flags.DEFINE_integer(
 MAX_RESTARTS = flags.DEFINE_integer(
     "max_restarts", 0, "Times to start all workers again.", lower_bound=0
 )
+VERB = flags.DEFINE_enum(
+    "verb", "train", ["train", "doctor"], "What the workers do: train, or doctor."
+)
 NNODES = flags.DEFINE_integer("nnodes", 1, "Number of hosts of the run.", lower_bound=1)
 NODE_RANK = flags.DEFINE_integer(
     "node_rank", 0, "Place of this host, from 0.", lower_bound=0
@@ -61,7 +65,12 @@ def main(argv: Sequence[str], *, train_args: Sequence[str]) -> int:
     # Only now, so that a flag of train before the `--` is an unknown flag.
     from mnist_dist.cli import train_flags
 
-    options = train_flags.parse(train_args)
+    parse = train_flags.parse
+    if VERB.value == "doctor":
+        from mnist_dist.cli import doctor_flags
+
+        parse = doctor_flags.parse
+    options = parse(train_args)
     if options.worker_hosts or options.task_index is not None:
         raise InputError(
             "--worker_hosts, --task_index: found one after the --, expected neither: "
@@ -77,12 +86,12 @@ def main(argv: Sequence[str], *, train_args: Sequence[str]) -> int:
         return launch(
             [
                 *(sys.executable, *interpreter_flags()),
-                *("-m", "mnist_dist.train", *train_args),
+                *("-m", f"mnist_dist.{VERB.value}", *train_args),
             ],
             num_workers=NUM_WORKERS.value,
             uses_gpus=options.num_gpus != 0 and options.logical_cpus == 1,
             max_restarts=MAX_RESTARTS.value,
-            model_dir=options.model_dir,
+            model_dir=options.model_dir if VERB.value == "train" else None,
             nnodes=NNODES.value,
             node_rank=NODE_RANK.value,
             master=(MASTER_ADDR.value, MASTER_PORT.value),
@@ -103,7 +112,7 @@ def launch(
     *,
     num_workers: int,
     max_restarts: int,
-    model_dir: str,
+    model_dir: str | None,
     uses_gpus: bool = True,
     nnodes: int = 1,
     node_rank: int = 0,
@@ -116,7 +125,8 @@ def launch(
       command: of a worker; `--worker_hosts` and `--task_index` are added.
       num_workers: of this host.
       max_restarts: how often to start all of them again.
-      model_dir: logs are kept in its `logs`.
+      model_dir: logs are kept in its `logs`. None is for workers that are no training:
+        no logs are kept, and wrong input is not repeated at the end.
       uses_gpus: whether the GPUs of CUDA_VISIBLE_DEVICES are shared out.
       nnodes: number of hosts.
       node_rank: place of this host.
@@ -169,6 +179,8 @@ def launch(
         code = failed.exit_code()
         if stop.signal:  # of which a worker dies that has no handlers yet
             return EXIT_STOPPED if code == 128 + stop.signal else code
+        if code == EXIT_INPUT and model_dir is None:
+            return code
         if code == EXIT_INPUT or restart > max_restarts:
             say(f"worker {failed.rank} failed first, with code {code}; its last words:")
             for line in failed.last_words():
@@ -224,9 +236,9 @@ def _free_ports(count: int) -> list[int]:
             s.close()
 
 
-def _checkpoints(model_dir: str) -> frozenset[str]:
+def _checkpoints(model_dir: str | None) -> frozenset[str]:
     try:
-        return frozenset(os.listdir(os.path.join(model_dir, "checkpoints")))
+        return frozenset(os.listdir(os.path.join(model_dir or "", "checkpoints")))
     except OSError:
         return frozenset()
 

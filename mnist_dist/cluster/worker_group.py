@@ -89,7 +89,7 @@ def run_workers(
     commands: Mapping[int, Sequence[str]],
     *,
     environments: Sequence[Mapping[str, str]],
-    model_dir: str,
+    model_dir: str | None,
     stop: StopSignals,
 ) -> Worker | None:
     """Runs the workers, passes their output on, and ends all when one fails.
@@ -97,7 +97,7 @@ def run_workers(
     Args:
       commands: of the workers by rank.
       environments: of the workers, in the same order.
-      model_dir: output is kept in its `logs`.
+      model_dir: output is kept in its `logs`; None keeps none.
       stop: what it notes is passed on.
 
     Returns:
@@ -158,7 +158,7 @@ def _start(
     *,
     rank: int,
     environment: Mapping[str, str],
-    model_dir: str,
+    model_dir: str | None,
 ) -> Worker:
     launcher = os.getpid()
 
@@ -178,14 +178,18 @@ def _start(
     )
     log: IO[bytes] | None = None
     try:
-        if "://" in model_dir:
-            raise OSError(f"{model_dir} is not on this host")
-        directory = os.path.join(model_dir, "logs")
-        os.makedirs(directory, exist_ok=True)
-        log = open(os.path.join(directory, f"worker-{rank}.log"), "ab")  # noqa: SIM115
+        log = _open_log(model_dir, rank) if model_dir else None
     except OSError as error:
         say(f"worker {rank}: its output is not kept: {error}")
     return Worker(rank, process, log, collections.deque(maxlen=_LAST_WORDS))
+
+
+def _open_log(model_dir: str, rank: int) -> IO[bytes]:
+    if "://" in model_dir:
+        raise OSError(f"{model_dir} is not on this host")
+    directory = os.path.join(model_dir, "logs")
+    os.makedirs(directory, exist_ok=True)
+    return open(os.path.join(directory, f"worker-{rank}.log"), "ab")
 
 
 @contextlib.contextmanager

@@ -122,4 +122,6 @@ def _add_up(
 
         return strategy.experimental_local_results(strategy.run(share))[0]
 
-    return add(tf.constant(words)).numpy()
+    # As a concrete function: TensorFlow warns of functions that are traced often.
+    words = tf.constant(words)
+    return add.get_concrete_function(words)(words).numpy()

@@ -1,0 +1,1 @@
+"""What a set-up can do, found out before a long run: host, disk, devices, peers."""
