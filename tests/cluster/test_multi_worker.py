@@ -310,7 +310,7 @@ def test_tf_config_alone_makes_two_workers_and_an_evaluator(fork_server, tmp_pat
             "mnist_dist.train",
             f"--model_dir={tmp_path}",
             *COMMON,
-            "--train_steps=60",
+            "--train_steps=20",
             environment={
                 "TF_CONFIG": json.dumps(
                     {"cluster": cluster, "task": {"type": name, "index": index}}
@@ -323,8 +323,8 @@ def test_tf_config_alone_makes_two_workers_and_an_evaluator(fork_server, tmp_pat
     assert "TF_CONFIG: worker 1 of 2" in group[1].stdout()
     assert "TF_CONFIG: evaluator of" in group[2].stdout()
     trained = evaluations(tmp_path)[-1]
-    evaluated = load_record(str(tmp_path / "eval_watch"), 60)
-    assert trained["step"] == 60
+    evaluated = load_record(str(tmp_path / "eval_watch"), 20)
+    assert trained["step"] == 20
     assert evaluated["num_examples"] == trained["num_examples"] == 10_000
     assert evaluated["accuracy"] == pytest.approx(trained["accuracy"], abs=1e-3)
 
@@ -377,9 +377,9 @@ def workers_of(launcher):
 
 
 @pytest.mark.slow
-def test_killed_20_times_under_launch_a_run_ends_as_if_undisturbed(tmp_path):
-    flags = [*COMMON, "--train_steps=1600", "--steps_per_loop=20", "--peer_timeout=5"]
-    flags += ["--eval_interval=800"]
+def test_killed_8_times_under_launch_a_run_ends_as_if_undisturbed(tmp_path):
+    flags = [*COMMON, "--train_steps=800", "--steps_per_loop=20", "--peer_timeout=5"]
+    flags += ["--eval_interval=400"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     # At the same time: the other waits for its workers' ends and starts.
     undisturbed = subprocess.Popen(
@@ -398,13 +398,13 @@ def test_killed_20_times_under_launch_a_run_ends_as_if_undisturbed(tmp_path):
     log = tmp_path / "launcher.log"
     with log.open("wb") as file:
         launcher = subprocess.Popen(
-            [sys.executable, FORKING_LAUNCHER, "20", f"--model_dir={killed}", *flags],
+            [sys.executable, FORKING_LAUNCHER, "8", f"--model_dir={killed}", *flags],
             stdout=file,
             stderr=file,
         )
     try:
         seen: set[int] = set()
-        for number in range(20):
+        for number in range(8):
             deadline = time.monotonic() + 60
             while len(workers := workers_of(launcher) - seen) < 2:
                 assert launcher.poll() is None, log.read_text()
@@ -430,9 +430,9 @@ def test_killed_20_times_under_launch_a_run_ends_as_if_undisturbed(tmp_path):
         for process in (launcher, undisturbed):
             process.kill()
             process.wait()
-    assert log.read_text().count("ended with code 137; restart") == 20
+    assert log.read_text().count("ended with code 137; restart") == 8
     found, expected = arrays(killed), arrays(whole)
     assert found.keys() == expected.keys()
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
-    assert [r["step"] for r in evaluations(killed)] == [800, 1600]
+    assert [r["step"] for r in evaluations(killed)] == [400, 800]
