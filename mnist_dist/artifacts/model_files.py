@@ -117,18 +117,37 @@ def export_file(
         )
         with reporting_errors(model_card.card_path(written), so=_SO):
             model_card.save_model_card(written, content | about)
-        card = model_card.card_path(path)
+        _publish(written, path, overwrite=overwrite)
+    return Export(path, is_new=True)
+
+
+def _publish(written: str, path: str, *, overwrite: bool) -> None:
+    """Gives a file and its card their names; one never lies beside another's.
+
+    A new file comes after its card: one without a card, as a kill between the two would
+    leave it, is taken for another model. A file that replaces another comes between the
+    end of that one's card and its own.
+    """
+    card, written_card = model_card.card_path(path), model_card.card_path(written)
+    if tf.io.gfile.exists(path):
         with exporting(path, overwrite=overwrite) as staging:
             tf.io.gfile.copy(written, staging)
-            # At no moment lies one model beside the card of another.
-            if overwrite or not tf.io.gfile.exists(path):
-                remove(card)
+            remove(card)
         with (
             reporting_errors(card, so=f"{path} was published without its card"),
             publishing(card) as staging,
         ):
-            tf.io.gfile.copy(model_card.card_path(written), staging)
-    return Export(path, is_new=True)
+            tf.io.gfile.copy(written_card, staging)
+        return
+    # A card without a file is what a killed export left.
+    with exporting(card, overwrite=tf.io.gfile.exists(card)) as staging:
+        tf.io.gfile.copy(written_card, staging)
+    try:
+        with exporting(path, overwrite=overwrite) as staging:
+            tf.io.gfile.copy(written, staging)
+    except (InputError, RunError):
+        remove(card)
+        raise
 
 
 def _load_keras(path: str) -> LogitsFunction:

@@ -102,7 +102,9 @@ def export_saved_model(
         with tf.device("/CPU:0"):
             module = create_serving_module(state, image_shape=config.image_shape)
         signatures = {name: getattr(module, name) for name in SIGNATURES}
-        tf.saved_model.save(module, staging, signatures=signatures)
+        # AutoGraph would leave a file in TMPDIR: a worker ends without exit handlers.
+        save = tf.autograph.experimental.do_not_convert(tf.saved_model.save)
+        save(module, staging, signatures=signatures)
         save_warmup_requests(staging, _warmup_requests(config.image_shape))
         results = _verify(staging, state, config, evaluation)
         about = model_card.describe_model(

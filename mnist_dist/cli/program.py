@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from logging import LogRecord
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -28,6 +29,7 @@ from mnist_dist.errors import (
     PeerError,
     RunError,
 )
+from mnist_dist.files.untrusted import printable
 
 # What flags are called elsewhere, where the difference is too large to be found.
 _OTHER_NAMES = {
@@ -74,6 +76,7 @@ def run(
     os.environ["TF_USE_LEGACY_KERAS"] = "0"
 
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().addFilter(_make_printable)
     ignore_write_errors("stderr")
     if _asks_help(sys.argv):
         ignore_write_errors("stdout")  # `--help | head`
@@ -261,10 +264,17 @@ def _asks_help(argv: list[str]) -> bool:
     return any(arg in (f"-{name}", f"--{name}") for arg in argv[1:] for name in names)
 
 
+def _make_printable(record: LogRecord) -> bool:
+    """Has a log message show names of others escaped, where they are not printable."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
 def print_error(error: Exception) -> None:
     """Says on standard error, in one line, what is wrong."""
     name = os.path.basename(sys.argv[0]).removesuffix(".py")
-    print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    line = printable(" ".join(str(error).split()))
+    print(f"{name}: error: {line}", file=sys.stderr)
 
 
 def _fail(error: Exception, code: int) -> NoReturn:

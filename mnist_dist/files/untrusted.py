@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections.abc import Iterator
 from typing import IO, Protocol
 
 from mnist_dist.errors import InputError
+from mnist_dist.files.local import kind_at
 
 # Small files may be all zeros, which deflate packs a thousandfold.
 _MIN_LIMIT = 1 << 26
@@ -29,6 +29,14 @@ def quoted(path: str | os.PathLike[str]) -> str:
     return repr(os.fspath(path))
 
 
+def printable(text: str) -> str:
+    """Returns text for a terminal: what would move its cursor is shown escaped."""
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode()
+        for sign in text
+    )
+
+
 @contextlib.contextmanager
 def open_file(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], int]]:
     """Opens a regular, non-empty file; yields it and its size in bytes.
@@ -38,14 +46,12 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], int]]:
         reading it within the `with` block fails in the operating system.
     """
     try:
-        mode = os.stat(path).st_mode
+        os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
         raise _cannot_read(path, error) from error
     # Asked before opening: opening a named pipe would wait for a writer.
-    if not stat.S_ISREG(mode):
-        raise InputError(
-            f"{quoted(path)}: found a directory or device, expected a regular file"
-        )
+    if (kind := kind_at(os.fspath(path), follow_links=True)) != "a file":
+        raise InputError(f"{quoted(path)}: found {kind}, expected a regular file")
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -72,6 +72,20 @@ def test_no_model_lies_beside_the_card_of_another(is_meant, export, fail, tmp_pa
     assert load_model_card(path) is None
 
 
+@pytest.mark.parametrize("is_meant", [is_card, lambda path: not is_card(path)])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_after_a_kill_the_same_command_goes_on(is_meant, overwrite, export, fail):
+    if overwrite:
+        export(use_ema=True)
+    fail(is_meant, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        export(use_ema=False, overwrite=overwrite)
+    fail(lambda path: False, None)
+    done = export(use_ema=False, overwrite=overwrite)
+    assert done.is_new
+    assert load_model_card(done.path)["moving_average"] is False
+
+
 def test_full_disk_before_the_file_leaves_the_old_pair(export, monkeypatch):
     path = export(use_ema=True).path
     card = load_model_card(path)
@@ -107,8 +121,13 @@ def test_no_temporary_directory_is_told_as_that(export, tmp_path, monkeypatch):
 
 def test_card_that_fails_alone_is_told_as_that(export, fail):
     fail(is_card, OSError(28, os.strerror(28)))
-    with pytest.raises(RunError, match=r"\.json cannot .*published without its card"):
+    with pytest.raises(RunError, match=r"\.json cannot .*nothing was published"):
         export(use_ema=True)
+    fail(lambda path: False, None)
+    export(use_ema=True)
+    fail(is_card, OSError(28, os.strerror(28)))
+    with pytest.raises(RunError, match=r"\.json cannot .*published without its card"):
+        export(use_ema=False, overwrite=True)
 
 
 def test_file_that_another_process_was_first_with_keeps_its_card(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tempfile
 
 import numpy as np
 import openvino
@@ -249,6 +250,14 @@ def test_what_does_not_compute_the_same_is_not_published(run, tmp_path, monkeypa
     with pytest.raises(RunError, match="serving_default: its logits differ"):
         export(run, tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_nothing_is_left_in_the_temporary_directory(run, tmp_path, monkeypatch):
+    """A worker ends without exit handlers, which would remove it."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    export(run, tmp_path / "export", data=False)
+    assert os.listdir(tmp_path / "temporary") == []
 
 
 def test_only_leftovers_of_dead_processes_are_removed(run, tmp_path):

@@ -19,10 +19,10 @@ def main(argv):
         pass
     for number in range(3):
         print("line \\u00e9", number, flush=number < 2)
-        logging.warning("warned")
+        logging.warning("warned %s", os.environ.get("NAME", ""))
         sys.stdin.readline()
     if os.environ.get("FAIL"):
-        raise InputError("--flag: found 1, expected 2")
+        raise InputError("--flag: found 1, expected 2 " + os.environ.get("NAME", ""))
     with open(os.environ["DONE"], "x") as file:
         file.write(str(file.fileno()))
     return 0
@@ -113,6 +113,15 @@ def test_ascii_output_has_signs_escaped(start):
     assert output.decode("ascii").splitlines() == [
         rf"line \xe9 {number}" for number in range(3)
     ]
+
+
+def test_names_with_escape_sequences_do_not_reach_the_terminal(start):
+    env = {"FAIL": "1", "NAME": "\x1b]0;title\x07"}
+    process = start(stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+    _, errors = process.communicate(b"\n\n\n", timeout=60)
+    assert process.returncode == 2
+    assert errors.count(rb"\x1b]0;title\x07") == 4  # three warnings and the error
+    assert b"\x1b" not in errors
 
 
 def test_program_whose_output_is_its_work_ends_with_its_reader(start, is_done):

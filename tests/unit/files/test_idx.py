@@ -165,7 +165,7 @@ def test_missing_file_is_refused(tmp_path):
 
 
 def test_directory_is_refused(tmp_path):
-    check_refused(tmp_path, "found a directory or device, expected a regular file")
+    check_refused(tmp_path, "found a folder, expected a regular file")
 
 
 def test_named_pipe_is_refused_without_waiting_for_a_writer(tmp_path):
