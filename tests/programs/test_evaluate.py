@@ -14,6 +14,10 @@ import tensorflow as tf
 from run_factory import create_run, save_data_set
 
 from mnist_dist.data import load_dataset
+from mnist_dist.evaluation.classification_report import (
+    create_classification_report,
+    format_report,
+)
 from mnist_dist.run.lock import open_for_writing
 
 
@@ -121,7 +125,14 @@ def test_several_saved_models_are_an_ensemble(run, fork_server, tmp_path):
     )
     table = evaluate(fork_server, *directories)
     assert "ensemble  of these 2, probabilities averaged" in table
-    assert "confusion: label in rows" in table
+    expected = create_classification_report(
+        labels,
+        classes=p.argmax(axis=1),
+        confidences=p.max(axis=1),
+        losses=-np.log(p[np.arange(53), labels]),
+        num_classes=4,
+    )
+    assert table.rstrip().endswith(format_report(expected))
 
 
 def test_watch_evaluates_each_checkpoint_once_also_after_a_restart(

@@ -1,6 +1,7 @@
 """What the evaluations leave on disk, as TensorBoard reads it."""
 
 import os
+import textwrap
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from mnist_dist.errors import RunError
-from mnist_dist.evaluation.classification_report import create_classification_report
+from mnist_dist.evaluation.classification_report import (
+    create_classification_report,
+    format_report,
+)
 from mnist_dist.evaluation.summaries import draw_confusion, save_summaries
 
 
@@ -47,7 +51,8 @@ def test_tensorboard_shows_the_report_and_its_pictures(report, images, tmp_path)
     assert found["loss"] == 1.25
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert found["errors"] == 1
-    assert b"confusion: label in rows" in found["report"].item()
+    text = found["report"].item().decode()
+    assert textwrap.dedent(text) == format_report(report)  # as code in Markdown
     pictures = {}
     for tag in ("confusion", "mistakes"):
         assert shown.SummaryMetadata(tag).plugin_data.plugin_name == "images"
