@@ -2,14 +2,13 @@
 
 import os
 import tempfile
-import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist.artifacts import model_card
-from mnist_dist.artifacts.saved_model import Export, create_serving_module
+from mnist_dist.artifacts import litert, model_card
+from mnist_dist.artifacts.saved_model import Export
 from mnist_dist.artifacts.staging import exporting, prepare_directory
 from mnist_dist.artifacts.verification import (
     check_logits,
@@ -51,7 +50,9 @@ def export_file(
 
     `keras`: the model as it was built: float images in [0, 1] in, logits out. A model
     with layers of one's own needs their code to be loaded again.
-    `tflite`: the signature `serving_default` of the SavedModel.
+    `tflite`: the signature `serving_default` of the SavedModel. A model that
+    LiteRT has no operations for, as for recurrent layers that are not unrolled, is
+    refused.
 
     Beside it lies its model card, `model-<step>.<format>.json`.
 
@@ -93,9 +94,11 @@ def export_file(
                 state.model.save(written)
                 logits = _load_keras(written)
             else:
-                _save_tflite(state, written, image_shape=config.image_shape)
-                logits = _load_tflite(written)
+                litert.save_model(state, written, image_shape=config.image_shape)
+                logits = litert.load_model(written)
             found = logits(images)
+        except InputError:
+            raise
         # What Keras, its layers and the converter raise has no common type.
         except Exception as error:
             if isinstance(error, OSError) or folder in str(error):
@@ -159,33 +162,3 @@ def _load_keras(path: str) -> LogitsFunction:
         return tf.cast(outputs, tf.float32).numpy()
 
     return logits
-
-
-def _save_tflite(
-    state: TrainState, path: str, *, image_shape: tuple[int, int, int]
-) -> None:
-    saved_model = f"{path}.saved_model"
-    module = create_serving_module(state, image_shape=image_shape)
-    tf.saved_model.save(
-        module, saved_model, signatures={"serving_default": module.serving_default}
-    )
-    converter = tf.lite.TFLiteConverter.from_saved_model(
-        saved_model, signature_keys=["serving_default"]
-    )
-    with open(path, "wb") as file:
-        file.write(converter.convert())
-
-
-def _load_tflite(path: str) -> LogitsFunction:
-    with warnings.catch_warnings():
-        # TensorFlow announces that another package will have the interpreter.
-        warnings.simplefilter("ignore", UserWarning)
-        interpreter = tf.lite.Interpreter(
-            model_path=path,
-            # Delegates tell of themselves on standard error.
-            experimental_op_resolver_type=(
-                tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-            ),
-        )
-    serve = interpreter.get_signature_runner("serving_default")
-    return lambda images: serve(images=images)["logits"]

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from mnist_dist.artifacts import model_card
+from mnist_dist.artifacts.picture_decoding import decode_picture
 from mnist_dist.artifacts.staging import exporting, prepare_directory
 from mnist_dist.artifacts.verification import (
     check_logits,
@@ -23,6 +24,7 @@ from mnist_dist.errors import InputError
 from mnist_dist.files.local import plain_folder
 from mnist_dist.modeling.forward_pass import run_forward_pass
 from mnist_dist.modeling.networks import normalize
+from mnist_dist.modeling.randomness import seed_generators
 from mnist_dist.run.config import RunConfig
 from mnist_dist.run.directory import list_versions
 
@@ -56,7 +58,8 @@ def export_saved_model(
     Signatures, whose input `images` has one type each: `serving_default` takes uint8
     [batch, height, width, channels]; `serving_float` float32 in [0, 1] of that shape;
     `serving_png` strings [batch], each a PNG or JPEG file of any size, which is
-    resized to height x width. All return `probabilities` float32 [batch,
+    resized to height x width; it does not cut digits out, as `predict` does of
+    pictures of another size. All return `probabilities` float32 [batch,
     num_classes], `classes` int64 [batch] and `logits` float32 [batch, num_classes],
     for a batch of any size, 0 too.
 
@@ -137,6 +140,9 @@ def create_serving_module(
     """
     model = state.model
     copies = [tf.Variable(v.numpy()) for v in state.inference_weights()]
+    # Keras's RNN layers with dropout read their seeds in inference too, for nothing.
+    seeds = [generator.state for generator in seed_generators(model)]
+    seed_values = [tf.constant(seed.numpy()) for seed in seeds]
     height, width, channels = image_shape
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -144,12 +150,13 @@ def create_serving_module(
         # Batch normalisation's kernel refuses no images: it gets one, for nothing.
         one_if_empty = tf.cast(count == 0, tf.int32)
         padded = tf.pad(images, [[0, one_if_empty], [0, 0], [0, 0], [0, 0]])
-        padded.set_shape(images.shape)
+        # The converter to LiteRT must know height and width, which the padding hides.
+        padded = tf.reshape(padded, [-1, *image_shape])
         logits = run_forward_pass(
             model,
             padded,
-            variables=state.keras_weights,
-            values=[tf.identity(v) for v in copies],
+            variables=state.keras_weights + seeds,
+            values=[tf.identity(v) for v in copies] + seed_values,
             training=False,
         ).logits[:count]
         return {
@@ -159,8 +166,7 @@ def create_serving_module(
         }
 
     def decode(encoded: tf.Tensor) -> tf.Tensor:
-        image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
-        image.set_shape([None, None, channels])
+        image = decode_picture(encoded, channels=channels)
         image = tf.image.resize(image, [height, width], antialias=True)
         # To whole numbers again, so that an image of the right size stays as it is.
         return tf.saturate_cast(tf.round(image), tf.uint8)

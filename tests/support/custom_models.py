@@ -176,3 +176,28 @@ def mixed_logits(weights, images):
     )
     x = np.maximum(x * weights["norm/gamma"] + weights["norm/beta"], 0)
     return x.mean(axis=(1, 2)) @ weights["head/kernel"] + weights["head/bias"]
+
+
+def _create_recurrent(kind, **options):
+    """Reads the rows of an image one after the other."""
+
+    def create(*, image_shape, num_classes):
+        height, width, channels = image_shape
+        return keras.Sequential(
+            [
+                keras.Input(image_shape),
+                keras.layers.Reshape((height, width * channels)),
+                kind(4, name="rows", **options),
+                keras.layers.Dense(num_classes, name="head"),
+            ],
+            name="recurrent",
+        )
+
+    return create
+
+
+_DROPOUT = {"dropout": 0.2, "recurrent_dropout": 0.2}
+create_lstm = _create_recurrent(keras.layers.LSTM, **_DROPOUT)
+create_gru = _create_recurrent(keras.layers.GRU, **_DROPOUT)
+create_simple_rnn = _create_recurrent(keras.layers.SimpleRNN, **_DROPOUT)
+create_unrolled = _create_recurrent(keras.layers.LSTM, unroll=True, **_DROPOUT)

@@ -1,6 +1,7 @@
 """What is exported, read by TensorFlow and by readers that are not TensorFlow."""
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -11,16 +12,20 @@ import pytest
 import tensorflow as tf
 from custom_models import mixed_logits
 from google.protobuf.unknown_fields import UnknownFieldSet
+from PIL import Image
 from run_factory import create_run, save_data_set
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from mnist_dist.artifacts import saved_model
 from mnist_dist.artifacts.model_card import load_model_card
+from mnist_dist.artifacts.picture_decoding import decode_picture
 from mnist_dist.artifacts.saved_model import export_saved_model
 from mnist_dist.data import load_dataset
 from mnist_dist.errors import InputError, RunError
 from mnist_dist.files.durable import staging_folder
 from mnist_dist.inference.trained_model import load_trained_model
+from mnist_dist.pictures import decoding as pictures
+from mnist_dist.pictures.digit_images import fit_images
 
 SHAPE, NUM_CLASSES = (6, 5, 3), 4
 
@@ -119,6 +124,46 @@ def test_pictures_of_any_size_and_kind_are_resized_in_the_graph(exported):
         np.testing.assert_allclose(a, b, atol=tolerance)
     with pytest.raises(tf.errors.InvalidArgumentError):
         serve["serving_png"](images=tf.constant([b"no picture"]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
+@pytest.mark.parametrize("is_light", [False, True])
+def test_transparent_png_is_seen_as_predict_sees_it(mode, channels, is_light):
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, 90, (6, 5), np.uint8) + (160 if is_light else 0)
+    alpha = rng.choice(np.array([0, 128, 255], np.uint8), (6, 5))
+    image = Image.merge("LA", [Image.fromarray(levels), Image.fromarray(alpha)])
+    image = image.convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 0
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    found = decode_picture(tf.constant(data.getvalue()), channels=channels)
+    expected = fit_images(
+        pictures.decode_picture(data.getvalue(), name="x")[np.newaxis],
+        image_shape=(6, 5, channels),
+        preprocess="off",
+        name="x",
+    )[0]
+    assert found.shape == (6, 5, channels)
+    # Pillow's sums are of integers.
+    np.testing.assert_allclose(found, expected.astype(np.float32), atol=2)
+
+
+def test_jpeg_that_is_to_be_turned_is_refused():
+    image = Image.fromarray(np.zeros((6, 5), np.uint8))
+    for orientation, is_refused in ((1, False), (6, True), (3, True)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = io.BytesIO()
+        image.save(data, "JPEG", exif=exif)
+        encoded = tf.constant(data.getvalue())
+        if is_refused:
+            with pytest.raises(tf.errors.InvalidArgumentError, match="EXIF says to tu"):
+                decode_picture(encoded, channels=1)
+        else:
+            assert decode_picture(encoded, channels=1).shape == (6, 5, 1)
 
 
 def test_warm_up_requests_are_read_by_servings_own_parser_and_answered(exported):

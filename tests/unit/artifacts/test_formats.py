@@ -1,0 +1,43 @@
+"""Every built-in model goes into every format, and recurrent ones where they can."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from run_factory import create_run, save_data_set
+
+from mnist_dist.artifacts import litert
+from mnist_dist.artifacts.model_export import FORMATS, export_model
+from mnist_dist.data import load_dataset
+from mnist_dist.errors import InputError
+from mnist_dist.evaluation.model_evaluation import evaluate_model
+
+MODELS = ["mlp", "cnn", "custom_models:create_mixed", "custom_models:create_unrolled"]
+RECURRENT = [f"custom_models:create_{name}" for name in ("lstm", "gru", "simple_rnn")]
+
+
+def logits_of(path, file_format, images):
+    if file_format == "saved_model":
+        serve = tf.saved_model.load(path).signatures["serving_default"]
+        return serve(images=tf.constant(images))["logits"].numpy()
+    if file_format == "tflite":
+        return litert.load_model(path)(images)
+    model = tf.keras.models.load_model(path, safe_mode=False)
+    return model.predict(images / 255, verbose=0)
+
+
+@pytest.mark.parametrize("model", MODELS + RECURRENT)
+def test_every_format_classifies_as_the_checkpoint_does(model, tmp_path):
+    data_dir = save_data_set(tmp_path / "data", shape=(12, 10, 1))
+    create_run(tmp_path / "run", model=model, data_dir=data_dir)
+    expected = evaluate_model(f"{tmp_path}/run").report.classes
+    images = load_dataset(data_dir).test.images
+    for file_format in FORMATS:
+        choice = {"format": file_format, "export_dir": f"{tmp_path}/export"}
+        if file_format == "tflite" and model in RECURRENT:
+            with pytest.raises(InputError, match=r"Select ops TensorList.*unroll=True"):
+                export_model(f"{tmp_path}/run", **choice)
+            continue
+        path = export_model(f"{tmp_path}/run", **choice).path
+        for count in (1, len(images)):
+            logits = logits_of(path, file_format, images[:count])
+            np.testing.assert_array_equal(logits.argmax(axis=1), expected[:count])
