@@ -21,7 +21,11 @@ from mnist_dist.files.durable import describe_error, replacing, reporting_errors
 from mnist_dist.files.local import read_bytes
 from mnist_dist.run.best import Best
 from mnist_dist.run.checkpoints import list_checkpoints
-from mnist_dist.run.directory import checkpoint_dirs, config_path
+from mnist_dist.run.directory import (
+    checkpoint_dirs,
+    config_path,
+    flag_file_path,
+)
 from mnist_dist.run.plan import StoppingRule
 
 _MAX_BYTES = 1 << 24  # of config.json
@@ -100,6 +104,32 @@ def save_config(
         replacing(path) as file,
     ):
         file.write(json.dumps(config, indent=2).encode() + b"\n")
+
+
+def save_flag_file(model_dir: str, flags: Mapping[str, object]) -> None:
+    """Writes `config.flags`, with which `train --flagfile=` redoes the run elsewhere.
+
+    Args:
+      model_dir: of the run.
+      flags: values by name; None and empty lists are left out.
+
+    Raises:
+      RunError: it cannot be written.
+    """
+    lines = ["# mnist-dist train --flagfile=THIS_FILE --model_dir=ANOTHER_DIRECTORY"]
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            lines.append(f"--{name}" if value else f"--no{name}")
+        elif isinstance(value, list):
+            lines += [f"--{name}={','.join(value)}"] if value else []
+        elif value is not None:
+            lines.append(f"--{name}={value}")
+    path = flag_file_path(model_dir)
+    with (
+        reporting_errors(path, so="the checkpoints so far are intact"),
+        replacing(path) as file,
+    ):
+        file.write("".join(f"{line}\n" for line in lines).encode())
 
 
 def load_run_config(model_dir: str) -> RunConfig:

@@ -16,7 +16,7 @@ from mnist_dist.run.checkpoints import list_checkpoints
 
 # What a run writes, the settings last.
 _FOLDERS = ("checkpoints", "best", "train", "eval", "eval_watch", "export")
-_FILES = ("metrics.jsonl", "config.json")
+_FILES = ("metrics.jsonl", "config.flags", "config.json")
 LOCK = ".lock"
 
 
@@ -125,6 +125,11 @@ def watch_dir(model_dir: str) -> str:
 def metrics_path(model_dir: str) -> str:
     """Returns where every training and evaluation metric is recorded, as JSON lines."""
     return os.path.join(model_dir, "metrics.jsonl")
+
+
+def flag_file_path(model_dir: str) -> str:
+    """Returns where the settings of a run are recorded as a flag file."""
+    return os.path.join(model_dir, "config.flags")
 
 
 def config_path(model_dir: str) -> str:

@@ -5,7 +5,7 @@ import dataclasses
 from mnist_dist.artifacts.saved_model import export_saved_model
 from mnist_dist.run import checkpoints, directory
 from mnist_dist.run.best import Best
-from mnist_dist.run.config import load_run_config, save_config
+from mnist_dist.run.config import load_run_config, save_config, save_flag_file
 from mnist_dist.training import description
 from mnist_dist.training.host_loop import HostLoop
 from mnist_dist.training.job import Job
@@ -21,13 +21,14 @@ def save_run_config(
     num_workers: int,
     ended: dict[str, object] | None = None,
 ) -> None:
-    """Writes `config.json`: what the run was told, what became of it, how it ended."""
+    """Writes `config.json` and `config.flags`: what the run was told and became."""
     save_config(
         options.model_dir,
         settings=options.settings() | {"data_checksum": job.dataset.checksum},
         flags=options.values(),
         resolved=description.resolved(job, num_workers=num_workers, ended=ended),
     )
+    save_flag_file(options.model_dir, options.repeating_values())
 
 
 def complete_run(

@@ -294,6 +294,13 @@ class TrainingOptions:
             "augment": self.has_augmentation,
         }
 
+    def repeating_values(self) -> dict[str, Any]:
+        """Returns those values with which another start repeats this run elsewhere."""
+        places = {"model_dir", "export_dir", "worker_hosts", "task_index"}
+        momentary = {"restore", "overwrite", "override_config", "dry_run", "progress"}
+        left_out = places | momentary | {"profile_steps"}
+        return {name: v for name, v in self.values().items() if name not in left_out}
+
     def settings(self) -> dict[str, Any]:
         """Returns those values that must not change when a run goes on."""
         values = self.values()

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from array_checks import assert_same_bytes
 
 import mnist_dist
 from mnist_dist.__main__ import VERBS
+from mnist_dist.run.checkpoints import load_arrays
 
 SHORT = "model='mlp', enable_xla='off', lr_schedule='constant', messages=None, progress=False"
 
@@ -310,3 +312,27 @@ def test_arrays_are_a_data_set_and_every_call_takes_them(run):
     accuracy, evaluated, share, path = found
     assert accuracy == evaluated == share == 1.0
     assert path == "run/export/model-90.keras"
+
+
+def test_flag_file_of_a_run_redoes_it_bit_for_bit(run, fork_server, tmp_path):
+    run(
+        "import json, mnist_dist\n"
+        "mnist_dist.train_model(model_dir='run', train_steps=6, dropout=0.2, seed=3,\n"
+        "    validation_examples=1000, freeze=['dense_layer_2'], augment=False,\n"
+        "    summary_interval=2, SHORT)\n"
+        "print(json.dumps(None))\n"
+    )
+    process = fork_server.start(
+        "mnist_dist.train",
+        *("--flagfile=run/config.flags", "--model_dir=again", "--noprogress"),
+        folder=tmp_path,
+    )
+    assert process.wait() == 0, process.stderr()
+    first, again = (tmp_path / name for name in ("run", "again"))
+    assert (first / "config.flags").read_text() == (again / "config.flags").read_text()
+    found, expected = (
+        load_arrays(f"{path}/checkpoints/ckpt-6") for path in (again, first)
+    )
+    assert_same_bytes(found, expected)
+    configs = [json.loads((p / "config.json").read_text()) for p in (first, again)]
+    assert configs[0]["settings"] == configs[1]["settings"]

@@ -129,6 +129,7 @@ def test_first_output_is_the_plan_and_last_where_things_lie(undisturbed):
         ".lock",
         "best",
         "checkpoints",
+        "config.flags",
         "config.json",
         "eval",
         "export",

@@ -57,6 +57,7 @@ def test_run_trains_goes_on_and_exports_on_a_path_with_a_scheme(fork_server, tmp
         "names": [
             "best",
             "checkpoints",
+            "config.flags",
             "config.json",
             "eval",
             "export",
