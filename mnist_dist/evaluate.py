@@ -1,22 +1,25 @@
-"""Evaluates what was trained: how often it is right, and where it is wrong.
+"""Evaluates trained models: loss, accuracy, figures of each class, misclassified images.
 
-A run's newest checkpoint, its best, or one step's, on the test set:
+A run's newest checkpoint, its best one, or that of a step, on the test set:
   python -m mnist_dist.evaluate --model_dir=runs/mnist
   python -m mnist_dist.evaluate --model_dir=runs/mnist --checkpoint=best --format=json
-A SavedModel; several, each alone and their averaged probabilities together:
+A SavedModel; or several, each alone, and the average of their probabilities:
   python -m mnist_dist.evaluate --export_dir=runs/mnist/export
   python -m mnist_dist.evaluate --export_dir=runs/a/export --export_dir=runs/b/export
-Each new checkpoint of a training that goes on, into MODEL_DIR/eval_watch, where
-TensorBoard shows it beside the training's own curves:
+Each new checkpoint of a running training. The results go to MODEL_DIR/eval_watch, and
+TensorBoard shows them beside the training's own curves:
   python -m mnist_dist.evaluate --model_dir=runs/mnist --watch --num_gpus=0
 
---watch ends with exit code 0 after the run's last checkpoint, once no process writes to
-the run. If the last one was there from the start, it first waits 10 seconds for a training
-that makes the run longer, or starts it over; as the evaluator of TF_CONFIG, it waits up to
---timeout seconds for the training that it was started with. It ends with 1 when --timeout
-seconds brought no new checkpoint while more are to come, and with 143 when a signal
-stopped it. Started again, it evaluates what it has not evaluated yet. Another run, split,
-data set or kind of weights than what the directory holds needs another --summary_dir.
+--watch ends with exit code 0 after the run's last checkpoint, when no process writes to
+the run any more. It ends with 1 if no new checkpoint came for --timeout seconds although
+more are to come, and with 143 if a signal stopped it.
+
+If the last checkpoint is there when --watch starts, it waits 10 seconds for a training that
+makes the run longer or starts it over. As the evaluator of TF_CONFIG it waits for its
+training up to --timeout seconds.
+
+A second start evaluates only what is not evaluated yet. Results of another run, split, data
+set or kind of weights need another --summary_dir.
 """
 
 from __future__ import annotations

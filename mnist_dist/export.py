@@ -1,17 +1,17 @@
-"""Writes a model that others can use, from a checkpoint of a run.
+"""Exports a checkpoint of a run as a SavedModel, a .keras file or a .tflite file.
 
-The newest checkpoint, or the best, as MODEL_DIR/export/STEP/:
+The newest checkpoint, or the best one, as a SavedModel in MODEL_DIR/export/STEP/:
   python -m mnist_dist.export --model_dir=runs/mnist
   python -m mnist_dist.export --model_dir=runs/mnist --checkpoint=best
-It is served by TensorFlow Serving as it lies, and loaded with TensorFlow alone:
+TensorFlow Serving serves this directory. TensorFlow alone loads it:
   tf.saved_model.load("runs/mnist/export/1875").signatures["serving_default"]
-In one file, for Keras or for TensorFlow Lite:
+One file, for Keras or for TensorFlow Lite:
   python -m mnist_dist.export --model_dir=runs/mnist --format=keras
   python -m mnist_dist.export --model_dir=runs/mnist --format=tflite
 
-What is written is loaded again, and must compute what the model does, before it gets
-its name. The same model is never written twice, and no other one is replaced without
---overwrite: it then gets the next free version.
+Each export is loaded again and compared with the model before it is published. The same
+model is not written twice. Another model of the same version is not replaced without
+--overwrite: the new SavedModel gets the next free version.
 """
 
 from collections.abc import Sequence

@@ -1,18 +1,18 @@
-"""Starts several workers of `train` on this host, and keeps them together.
+"""Starts several workers of `train` on this host, and restarts all if one fails.
 
   mnist-dist launch --num_workers=2 -- --model_dir=runs/two
   mnist-dist launch --num_workers=2 --verb=doctor -- --model_dir=runs/two
   mnist-dist launch --num_workers=2 --max_restarts=3 -- --model_dir=runs/two
 
-Several hosts by hand, the same command on each but for --node_rank:
+Several hosts by hand: the same command on each, with its own --node_rank:
   mnist-dist launch --num_workers=4 --nnodes=2 --node_rank=0 --master_addr=HOST0 -- ...
   mnist-dist launch --num_workers=4 --nnodes=2 --node_rank=1 --master_addr=HOST0 -- ...
 
-Every line of output begins with the worker's rank, and is kept in MODEL_DIR/logs/.
-When one worker fails all are stopped, and started again as often as --max_restarts
-allows; they go on from the newest checkpoint. Exit code 2 (wrong input) is never
-tried again. At the end stands the traceback of the worker that failed first, and its
-code is returned. Whatever ends the launcher ends its workers.
+Each line of output begins with the worker's rank and is kept in MODEL_DIR/logs/. When a
+worker fails, all are stopped and started again, at most --max_restarts times. They go on
+from the newest checkpoint. A worker that ends with exit code 2 (wrong input) is not started
+again. If the launch fails, the last words of the worker that failed first are printed, and
+its exit code is returned. When the launcher ends, for whatever reason, its workers end.
 """
 
 import errno

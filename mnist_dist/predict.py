@@ -1,18 +1,18 @@
 """Classifies image files with a SavedModel that `train` exported.
 
-With the newest SavedModel of a run, or with any one:
+With the newest SavedModel of a run, or with another SavedModel:
   python -m mnist_dist.predict --model_dir=runs/mnist digit.png photos/
   python -m mnist_dist.predict --export_dir=runs/mnist/export/1875 digit.png
-Arrays of many images, and results for another program:
+Files that hold many images; results for another program:
   python -m mnist_dist.predict --model_dir=runs/mnist --format=json t10k-images-idx3-ubyte.gz
   cat digit.png | python -m mnist_dist.predict --model_dir=runs/mnist --format=csv -
 
-A file may hold a picture of any size, grey or colour (PNG, JPEG, GIF, BMP, PNM, TIFF,
-WebP), or many in one array (.npy of uint8, IDX, IDX in gzip): its content says which.
-A folder stands for all files in it; `-` for standard input.
+A file holds one picture of any size, grey or in colour (PNG, JPEG, GIF, BMP, PNM, TIFF,
+WebP), or an array of images (.npy of uint8, IDX, IDX in gzip). Its content decides, not its
+name. A folder stands for all files in it, and `-` for standard input.
 
-Results come in the order of the files. A file that is wrong is reported on standard
-error, in one line, and the rest is done; the exit code is then 2.
+Results come in the order of the files. A file that cannot be read is reported in one line
+on standard error, the other files are classified, and the exit code is 2.
 """
 
 import io

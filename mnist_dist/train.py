@@ -1,15 +1,15 @@
-"""Trains a classifier on every device there is, and keeps what people use later.
+"""Trains an image classifier; saves checkpoints, metrics and a SavedModel.
 
-On this machine's GPUs, or on its CPU where there are none:
+On all GPUs of this machine, or on its CPU if it has none:
   python -m mnist_dist.train --model_dir=runs/mnist
-Stopped or killed, the same command goes on from the newest checkpoint.
-Several replicas on a CPU, as the tests do:
+After a stop or a kill the same command goes on from the newest checkpoint.
+Two replicas on a CPU, as in the tests:
   python -m mnist_dist.train --model_dir=runs/two --logical_cpus=2
-Another data set, a preset, and a look without training:
+Another data set; a preset; everything checked and printed without training:
   python -m mnist_dist.train --model_dir=runs/fashion --data_dir=FASHION_MNIST
   python -m mnist_dist.train --model_dir=runs/mlp --flagfile=launch/recipes/seed_mlp.flags
   python -m mnist_dist.train --model_dir=runs/mnist --dry_run
-Several workers: `launch` starts them, or Slurm, or Kubernetes, or a person on each host:
+Several workers are started by `launch`, Slurm or Kubernetes; or by hand, one on each host:
   python -m mnist_dist.train --model_dir=runs/mnist --worker_hosts=A:2222,B:2222 --task_index=0
   python -m mnist_dist.train --model_dir=runs/mnist --worker_hosts=A:2222,B:2222 --task_index=1
 """

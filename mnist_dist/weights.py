@@ -1,4 +1,4 @@
-r"""Looks at, takes out, puts in and compares the weights of single layers.
+r"""Lists, saves, loads, transplants and compares the weights of single layers.
 
   python -m mnist_dist.weights list --from=runs/mlp
   python -m mnist_dist.weights save --from=runs/mlp --layers=dense_layer_1 --output=F.npz
@@ -11,9 +11,11 @@ r"""Looks at, takes out, puts in and compares the weights of single layers.
   python -m mnist_dist.weights revert --model_dir=runs/mlp --step=1000
 
 --from and --to take a run, a checkpoint (RUN/checkpoints/ckpt-100), a SavedModel, a
-.keras or .npz file, or a folder of <layer>/<weight>.npy files. `load` and `transplant`
-change the newest checkpoint of a run that is not going on: `load` all of the source or
-nothing, `transplant` what fits. A new run takes a layer file by `train --init_from`.
+.keras or .npz file, or a folder of <layer>/<weight>.npy files.
+
+`load` and `transplant` change the newest checkpoint of a run while nothing trains it. `load`
+puts in all layers of the source or none, `transplant` those that fit. For a new run use
+`train --init_from`.
 """
 
 import functools

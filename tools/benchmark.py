@@ -2,14 +2,14 @@
 
   python tools/benchmark.py [--rounds=5]
 
-For `mlp` (batch 32) and `cnn` (batch 128), Adam 1e-3, without augmentation: first all
-must reach the same loss from the same weights and batches, then they take turns, so
-that a slow moment of the machine hits all. Prints images/s after compilation (median
-over the rounds) and how many times a peer's ours is (median, and range over rounds).
+It trains `mlp` (batch 32) and `cnn` (batch 128) with Adam 1e-3, without augmentation. First
+all sides must reach the same loss from the same weights and batches. Then they take turns,
+so that other load on the machine meets all of them. It prints images/s after compilation
+(median of the rounds) and the ratio of our speed to each peer's (median and range).
 
-The peers are plain Python loops over our own step, as it is and compiled by XLA, and
-over a leaner step of Keras's parts, which adds no sums up and checks no gradient; and
-`fit`, as it comes and with its own means of going faster.
+The peers: a Python loop over our own step, plain and compiled by XLA; a Python loop over a
+leaner step of Keras's model and optimizer, which adds no sums up and checks no gradient;
+and `fit`, by default and with its own options for speed.
 """
 
 import statistics

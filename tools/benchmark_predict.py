@@ -2,11 +2,11 @@
 
   python tools/benchmark_predict.py [--rounds=5] [--files=4000]
 
-Writes test images as PNG files and exports an `mlp` and a `cnn`. All must give the
-SavedModel's own classes for every file; then they take turns, so that a slow moment of
-the machine hits all. `predict` is the program itself, timed from its first results to
-its last: without its start. Prints files/s (median over the rounds) and how many times
-a peer's `predict`'s is (median, and range over rounds).
+It writes test images as PNG files and exports an `mlp` and a `cnn`. All sides must give the
+SavedModel's own classes for every file. Then they take turns, so that other load on the
+machine meets all of them. `predict` is the program itself, timed from its first result to
+its last, without its start. It prints files/s (median of the rounds) and the ratio of
+`predict`'s speed to each peer's (median and range).
 """
 
 import json

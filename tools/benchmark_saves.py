@@ -2,13 +2,12 @@
 
   python tools/benchmark_saves.py [--rounds=15]
 
-For `cnn` (batch 128) and `mlp` (batch 32) as `train` and the recipe `seed_mlp` run them:
-one run trains an epoch with and one without in turn, so that a slow moment of the
-machine hits both. With: a save begins at the start of the epoch, and its files are
-written meanwhile. Prints what it costs of the epoch (median and quartiles of the
-rounds' ratios; the mlp has eight times the rounds), how long the training loop waits
-for it, and the processor time that the process takes more, which other programs on the
-machine disturb the least.
+It trains `cnn` (batch 128) as `train` does and `mlp` (batch 32) as the recipe `seed_mlp`
+does. An epoch with a checkpoint and one without take turns, so that other load on the
+machine meets both. The save begins at the start of the epoch, and its files are written
+meanwhile. It prints how much longer the epoch takes (median and quartiles of the ratios;
+the mlp has eight times the rounds), how long the training loop waits for the save, and how
+much more processor time the process takes, which other load disturbs the least.
 """
 
 import contextlib

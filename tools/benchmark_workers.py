@@ -2,9 +2,10 @@
 
   python tools/benchmark_workers.py [--rounds=5]     (needs PyTorch: pip install torch)
 
-The same perceptron, Adam 1e-3, weights and batches (global batch 256, from memory). Both
-must reach the same loss; then they take turns. Prints milliseconds a step of the first
-worker (median over the rounds) and the ratio of the rounds (median and range).
+Both train the same perceptron from the same weights and batches (Adam 1e-3, global batch
+256, data in memory), and must reach the same loss. Then they take turns. It prints
+milliseconds a step of the first worker (median of the rounds) and the ratio (median and
+range).
 """
 
 import json

@@ -1,10 +1,11 @@
-# Sourced by launch/local.sh and tools/test.sh: makes the virtual environment of this
-# checkout, once, and sets $venv_python.
+# Makes the virtual environment of this checkout, once, and sets $venv_python. Sourced by
+# launch/local.sh and tools/test.sh.
 
-# What the user's shell has set up must not leak in.
+# These variables of the user's shell would change what is installed, or where.
 unset VIRTUAL_ENV PYTHONHOME PIP_REQUIRE_VIRTUALENV PIP_USER PIP_TARGET PIP_PREFIX
 
-# The first suitable one; none of a virtual environment, as the one that is activated.
+# Prints the first suitable Python. One of a virtual environment, such as an activated one,
+# is not suitable.
 find_python() {
   local candidate candidates=(python3.13 python3.12 python3.11 python3.10 python3)
   if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
@@ -24,7 +25,7 @@ find_python() {
   return 2
 }
 
-# create_venv PYTHON DIR: however this Python can; Debian splits ensurepip off.
+# create_venv PYTHON DIR: tries several ways, as Debian's Python may lack ensurepip.
 create_venv() {
   "$1" -m venv "$2" >/dev/null 2>&1 && return
   "$1" -m virtualenv --quiet "$2" 2>/dev/null && return
@@ -37,10 +38,11 @@ create_venv() {
   return 2
 }
 
-# setup_venv CHECKOUT EXTRAS: installs the package with these extras (a,b), if it is not.
+# setup_venv CHECKOUT EXTRAS: installs the package with these extras (a,b), unless it is
+# installed.
 setup_venv() {
   local root=$1 extras=$2 python dir stamp wanted made_by
-  local -x PYTHONPATH=  # the program that is started later has it again
+  local -x PYTHONPATH=  # during set-up only
   python=$(find_python) || return
   dir=${MNIST_DIST_VENV:-$root/.venv}
   venv_python=$dir/bin/python
@@ -50,12 +52,12 @@ setup_venv() {
   if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
 
   mkdir -p "$dir" || return 2
-  # In this order: another start may make both meanwhile, the mark first.
+  # The order matters: another start, which makes the mark first, may run meanwhile.
   if [ -n "$(ls -A "$dir")" ] && [ ! -e "$dir/made-by" ]; then
     echo "${0##*/}: error: $dir is not empty and not ours; set MNIST_DIST_VENV to another" >&2
     return 2
   fi
-  # Two starts at once: the second waits, and finds the work done.
+  # Of two starts at once the second waits, and then finds the environment ready.
   if command -v flock >/dev/null; then
     exec 9>"${dir%/}.lock"
     flock 9
@@ -63,7 +65,7 @@ setup_venv() {
   fi
   echo "Setting up ${dir/#"$PWD/"/} with $("$python" --version), once ..." >&2
   if [ "$(cat "$dir/made-by" 2>/dev/null)" != "$made_by" ]; then
-    # Marked first: one that broke off is ours to make anew.
+    # The mark comes first: an environment that was left unfinished is made anew.
     : >"$dir/made-by"
     find "$dir/" -mindepth 1 ! -name made-by -delete || return
     create_venv "$python" "$dir" || return
@@ -71,7 +73,7 @@ setup_venv() {
   fi
   "$venv_python" -m pip install --quiet --disable-pip-version-check \
     --editable "$root${extras:+[$extras]}" >&2 || return
-  # Last: an installation that broke off has no stamp.
+  # The stamp comes last: an installation that was left unfinished has none.
   echo "$wanted" >"$stamp"
   if command -v flock >/dev/null; then exec 9>&-; fi
 }

@@ -184,8 +184,9 @@ def test_paths_and_tests_that_are_named_are_there(page):
             assert (ROOT / "mnist_dist" / path).exists(), path
 
 
-def test_every_page_is_linked_from_the_readme():
-    linked = set(re.findall(r"\]\(([^)#\s]+)", PAGES["README.md"]))
+def test_every_page_is_linked_from_the_readme_or_for_contributors():
+    text = PAGES["README.md"] + PAGES["CONTRIBUTING.md"]
+    linked = set(re.findall(r"\]\(([^)#\s]+)", text))
     assert linked >= PAGES.keys() - {"README.md"}
 
 
