@@ -36,6 +36,12 @@ def parse(verb, *arguments):
     if verb == "launch":
         from mnist_dist import launch
         arguments, rest = launch.split_command(arguments)
+    if verb == "doctor" or "--verb=doctor" in arguments:
+        from mnist_dist.cli import doctor_flags
+        if verb == "launch":
+            program.parse([verb, *arguments])
+        doctor_flags.parse(rest)
+        return None
     if verb != "train":
         module = importlib.import_module(f"mnist_dist.{verb}")
         words = program.parse([verb, *arguments])[1:]
