@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # NumPy too starts threads, which would not wait for a StopRe
     from mnist_dist.evaluation.watch import WatchedEvaluation
 
 model_flags.define_run()
+model_flags.define_model()
 flags.DEFINE_multi_string(
     "export_dir",
     [],
@@ -70,10 +71,10 @@ model_flags.define_devices()
 
 FLAGS = flags.FLAGS
 
-_SHARED = "model_dir use_ema data_dir split summary_dir"
+_SHARED = "model_dir model use_ema data_dir split summary_dir"
 _DEVICES = "distribution_strategy num_gpus logical_cpus"
 # Those of a run, which mean nothing to a SavedModel.
-_RUN_FLAGS = "checkpoint use_ema watch timeout distribution_strategy logical_cpus"
+_RUN_FLAGS = "model checkpoint use_ema watch timeout distribution_strategy logical_cpus"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -22,6 +22,7 @@ from mnist_dist.cli import model_flags, program
 from mnist_dist.errors import InputError
 
 model_flags.define_run()
+model_flags.define_model()
 flags.DEFINE_string("export_dir", None, "Where to write. Default: MODEL_DIR/export.")
 flags.DEFINE_enum(
     "format", "saved_model", ["saved_model", "keras", "tflite"], "What to write."
@@ -48,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
 
     export = export_model(
         **program.pick(
-            "model_dir checkpoint use_ema format export_dir version overwrite data_dir"
+            "model_dir model checkpoint use_ema format export_dir version overwrite "
+            "data_dir"
         )
     )
     weights = "moving average of the weights" if export.moving_average else "weights"

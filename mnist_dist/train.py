@@ -23,6 +23,7 @@ from typing import NoReturn
 from absl import flags
 
 from mnist_dist.cli import program, train_flags
+from mnist_dist.cli.module_path import interpreter_flags
 from mnist_dist.cli.standard_streams import ignore_write_errors
 from mnist_dist.cluster.membership import EVALUATOR_SINCE, Cluster, find_evaluator
 from mnist_dist.errors import EXIT_STOPPED
@@ -48,7 +49,10 @@ def become_evaluator(cluster: Cluster) -> NoReturn:
         for name, value in options.pick("model_dir data_dir num_gpus").items()
         if value is not None
     ]
-    command = [sys.executable, "-m", "mnist_dist.evaluate", "--watch", *given]
+    if ":" in str(options.model):  # it may lie in the working directory
+        given.append(f"--model={options.model}")
+    command = [sys.executable, *interpreter_flags()]
+    command += ["-m", "mnist_dist.evaluate", "--watch", *given]
     os.environ[EVALUATOR_SINCE] = str(time.time())
     os.execv(sys.executable, command)
 

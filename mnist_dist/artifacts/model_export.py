@@ -15,6 +15,7 @@ from mnist_dist.inference.evaluation_data import (
     warn_of_other_data,
 )
 from mnist_dist.inference.trained_model import TrainedModel, load_trained_model
+from mnist_dist.modeling.networks import ModelChoice
 from mnist_dist.run.directory import export_dir as default_export_dir
 from mnist_dist.run.directory import list_version_paths
 
@@ -48,6 +49,7 @@ class ExportedModel:
 def export_model(
     model_dir: str,
     *,
+    model: ModelChoice | None = None,
     checkpoint: str = "latest",
     use_ema: bool | None = None,
     format: str = "saved_model",
@@ -64,6 +66,7 @@ def export_model(
 
     Args:
       model_dir: directory of the run, which may be going on.
+      model: builds the run's model, as in `load_trained_model`.
       checkpoint: `latest` (the newest that is whole), `best`, or a step.
       use_ema: whether to take the moving average of the weights; None takes it where
         the run kept one.
@@ -89,7 +92,9 @@ def export_model(
             f"--version: found {version} with --format={format}, expected none: only "
             "SavedModels have versions"
         )
-    trained = load_trained_model(model_dir, checkpoint=checkpoint, use_ema=use_ema)
+    trained = load_trained_model(
+        model_dir, model=model, checkpoint=checkpoint, use_ema=use_ema
+    )
     data = _load_data(trained, data_dir)
     directory = export_dir or default_export_dir(model_dir)
     about: dict[str, Any] = {

@@ -22,6 +22,16 @@ def define_run(text: str = "Directory of the run.") -> None:
     )
 
 
+def define_model() -> None:
+    """Defines --model, for a run of a model of one's own."""
+    flags.DEFINE_string(
+        "model",
+        None,
+        "module:function that builds the run's model; the module may lie in the working "
+        "directory. Default: what the run names, which must be on PYTHONPATH.",
+    )
+
+
 def define_data_dir() -> None:
     """Defines --data_dir: what a model is evaluated on."""
     flags.DEFINE_string(

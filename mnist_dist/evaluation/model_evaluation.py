@@ -22,6 +22,7 @@ from mnist_dist.evaluation.summaries import save_summaries
 from mnist_dist.inference.evaluation_data import EvaluationData
 from mnist_dist.inference.split_predictions import predict_split
 from mnist_dist.inference.trained_model import load_trained_model
+from mnist_dist.modeling.networks import ModelChoice
 from mnist_dist.run.directory import check_directory
 
 
@@ -99,6 +100,7 @@ def evaluate_model(
     model_dir: str | None = None,
     *,
     export_dir: str | Sequence[str] = (),
+    model: ModelChoice | None = None,
     checkpoint: str = "latest",
     use_ema: bool | None = None,
     data: Dataset | tuple[np.ndarray, np.ndarray] | None = None,
@@ -115,6 +117,7 @@ def evaluate_model(
       model_dir: directory of the run, which may be going on; or give `export_dir`.
       export_dir: a SavedModel or directory of its versions; several are evaluated each
         alone and, their probabilities averaged, together.
+      model: builds the run's model, as in `load_trained_model`.
       checkpoint: of the run: `latest` (the newest that is whole), `best`, or a step.
       use_ema: whether to take the moving average of the weights; None takes it where
         the run kept one.
@@ -151,7 +154,7 @@ def evaluate_model(
     if model_dir:
         with strategy.scope():
             trained = load_trained_model(
-                model_dir, checkpoint=checkpoint, use_ema=use_ema
+                model_dir, model=model, checkpoint=checkpoint, use_ema=use_ema
             )
         models = [LoadedModel.of_checkpoint(trained, strategy)]
     else:

@@ -18,6 +18,7 @@ from mnist_dist.evaluation.new_checkpoints import NewCheckpoint, follow_checkpoi
 from mnist_dist.evaluation.summaries import save_summaries
 from mnist_dist.files.durable import is_local
 from mnist_dist.inference import trained_model
+from mnist_dist.modeling.networks import ModelChoice
 from mnist_dist.run.checkpoints import list_checkpoints
 from mnist_dist.run.config import RunConfig
 from mnist_dist.run.directory import (
@@ -47,6 +48,7 @@ def watch_run(
     model_dir: str,
     *,
     on_evaluation: Callable[[WatchedEvaluation], None],
+    model: ModelChoice | None = None,
     use_ema: bool | None = None,
     data_dir: str | None = None,
     split: str = "test",
@@ -66,6 +68,7 @@ def watch_run(
     Args:
       model_dir: directory of the run, which need not have begun.
       on_evaluation: called with each evaluation once it is on disk.
+      model: as in `evaluate_model`.
       use_ema: as in `evaluate_model`.
       data_dir: as in `evaluate_model`.
       split: as in `evaluate_model`.
@@ -95,6 +98,7 @@ def watch_run(
         ),
         model_dir=model_dir,
         directory=directory,
+        model=model,
         use_ema=use_ema,
         data_dir=data_dir,
         split=split,
@@ -122,6 +126,7 @@ class _Watcher:
         *,
         model_dir: str,
         directory: str,
+        model: ModelChoice | None,
         use_ema: bool | None,
         data_dir: str | None,
         split: str,
@@ -129,6 +134,7 @@ class _Watcher:
         self._strategy = strategy
         self._model_dir = model_dir
         self._directory = directory
+        self._model_choice = model
         self._use_ema = use_ema
         self._data_dir = data_dir
         self._split = split
@@ -167,7 +173,7 @@ class _Watcher:
         if is_new:
             with self._strategy.scope():
                 self._state = trained_model.create_inference_state(
-                    found.config, model_dir=self._model_dir
+                    found.config, model_dir=self._model_dir, model=self._model_choice
                 )
         trained = trained_model.restore(
             self._state,

@@ -12,7 +12,7 @@ import tensorflow as tf
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.errors import InputError
 from mnist_dist.files.arrays import Arrays, check_specs
-from mnist_dist.modeling.networks import create_model
+from mnist_dist.modeling.networks import ModelChoice, create_model
 from mnist_dist.run import checkpoint_choice
 from mnist_dist.run.config import RunConfig, load_run_config
 from mnist_dist.run.directory import best_dir, checkpoint_dirs, config_path
@@ -39,7 +39,11 @@ class TrainedModel:
 
 
 def load_trained_model(
-    model_dir: str, *, checkpoint: str = "latest", use_ema: bool | None = None
+    model_dir: str,
+    *,
+    model: ModelChoice | None = None,
+    checkpoint: str = "latest",
+    use_ema: bool | None = None,
 ) -> TrainedModel:
     """Rebuilds the model of a run with the weights of one of its checkpoints.
 
@@ -48,6 +52,8 @@ def load_trained_model(
 
     Args:
       model_dir: directory of the run, which may be going on.
+      model: builds the run's model: a function, or `module:function`; None is what the
+        run names.
       checkpoint: `latest` (the newest that is whole), `best`, or a step.
       use_ema: whether to take the moving average of the weights; None takes it where
         the run kept one.
@@ -57,29 +63,45 @@ def load_trained_model(
     """
     config = load_run_config(model_dir)
     prefix, arrays = read_checkpoint(model_dir, checkpoint)
-    state = create_inference_state(config, model_dir=model_dir)
+    state = create_inference_state(config, model_dir=model_dir, model=model)
     return restore(state, config=config, prefix=prefix, arrays=arrays, use_ema=use_ema)
 
 
-def create_inference_state(config: RunConfig, *, model_dir: str) -> TrainState:
+def create_inference_state(
+    config: RunConfig,
+    *,
+    model_dir: str,
+    model: ModelChoice | None = None,
+) -> TrainState:
     """Builds the model of a run with initial weights, and nothing to train it with.
+
+    A module that a run names is code: it is imported from where Python finds its
+    modules, and never from the run's directory or, by a program, the working one.
 
     Raises:
       InputError: the function that builds it is not there, or builds another one.
     """
     try:
         with _keeping_random_state():
-            model = create_model(
-                config.model,
+            built = create_model(
+                model or config.model,
                 image_shape=config.image_shape,
                 num_classes=config.num_classes,
                 seed=config.seed,
                 dropout=config.dropout,
                 dtype=config.dtype,
             )
-        return TrainState(model, slot_names=())
+        return TrainState(built, slot_names=())
     except InputError as error:
-        raise InputError(f"{config_path(model_dir)}: {error}") from error
+        if model:
+            raise
+        hint = ""
+        if ":" in config.model:
+            hint = (
+                f"; expected its module on PYTHONPATH, or --model={config.model}, which "
+                "also looks in the working directory"
+            )
+        raise InputError(f"{config_path(model_dir)}: {error}{hint}") from error
 
 
 def read_checkpoint(model_dir: str, checkpoint: str) -> tuple[str, Arrays]:

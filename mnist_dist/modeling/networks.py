@@ -9,6 +9,9 @@ import tensorflow as tf
 from mnist_dist.errors import InputError
 from mnist_dist.modeling import own_models
 
+# A model by its name, or by the function that builds it: `create_model`'s `name`.
+ModelChoice = str | Callable[..., keras.Model]
+
 
 def normalize(images: tf.Tensor) -> tf.Tensor:
     """Maps uint8 images to the float32 in [0, 1] that every model takes."""
@@ -81,7 +84,7 @@ def resolve_model(name: str) -> Callable[..., keras.Model]:
 
 
 def create_model(
-    name: str | Callable[..., keras.Model],
+    name: ModelChoice,
     *,
     image_shape: tuple[int, int, int],
     num_classes: int,

@@ -104,6 +104,22 @@ def test_environment_changes_no_run(folder, fork_server, tmp_path):
         assert found[name].dtype == array.dtype, name
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
+    # A module that config.json alone names is not looked for in the directory.
+    export = [
+        sys.executable,
+        "-m",
+        "mnist_dist",
+        "export",
+        f"--model_dir={tmp_path}/run",
+    ]
+    results = [
+        subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        for command in (export, [*export, "--model=mine:create"])
+    ]
+    assert [result.returncode for result in results] == [2, 0], results[1].stderr
+    assert "config.json: --model: cannot load 'mine:create'" in results[0].stderr
+    assert "or --model=mine:create, which also looks" in results[0].stderr
+
 
 @pytest.mark.parametrize(
     ("environment", "words"),
