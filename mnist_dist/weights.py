@@ -48,7 +48,9 @@ model_flags.define_run("Run that is listed or changed.")
 _names("layers", [], "Layers to take, NAME,... Default: all. May be repeated.")
 _names("map", [], "FROM:TO,...: layers, and their new names. May be repeated.")
 flags.DEFINE_string(
-    "output", None, "File to write, F.npz; or a new folder for .npy files."
+    "output",
+    None,
+    "File to write, F.npz or, for Keras, F.weights.h5; or a new folder for .npy files.",
 )
 flags.DEFINE_integer(
     "step", None, "Step of the checkpoint that `revert` goes back to.", lower_bound=0
@@ -77,6 +79,9 @@ def list_weights() -> None:
 
 def save() -> None:
     """Writes layers, under other names if asked for, to a file or folder."""
+    if FLAGS.output.endswith(".weights.h5"):
+        save_for_keras()
+        return
     from mnist_dist.layer_weights.layer_files import save_layers
     from mnist_dist.layer_weights.layers import list_layers
     from mnist_dist.layer_weights.transplant import rename_layers
@@ -95,6 +100,19 @@ def save() -> None:
         for name, array in arrays.items()
     ]
     facts = {"source": weights.source, "output": FLAGS.output}
+    print(format_results(FLAGS.format, facts, rows))
+
+
+def save_for_keras() -> None:
+    """Writes all weights of a run to a file for `keras.Model.load_weights`."""
+    from mnist_dist.layer_weights.keras_weights import save_keras_weights
+
+    trained = save_keras_weights(str(FLAGS["from"].value), FLAGS.output, **choices())
+    rows = [
+        {"saved": v.path, "shape": list(v.shape), "dtype": v.dtype}
+        for v in trained.state.model.weights
+    ]
+    facts = {"source": trained.checkpoint, "output": FLAGS.output}
     print(format_results(FLAGS.format, facts, rows))
 
 
@@ -223,7 +241,11 @@ def check_flags(arguments: Sequence[str]) -> _Action:
     if name == "transplant":
         program.check_one_of("model_dir", "output")
     program.check_checkpoint(FLAGS.checkpoint)
-    layer_map()
+    if layer_map() and (FLAGS.output or "").endswith(".weights.h5"):
+        raise InputError(
+            f"--output: found {FLAGS.output} with some layers, expected all of them: "
+            "Keras takes the weights of a whole model from it"
+        )
     return action
 
 

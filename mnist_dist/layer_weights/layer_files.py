@@ -170,7 +170,7 @@ def save_npz(arrays: Mapping[str, np.ndarray], path: str) -> None:
             # No key can be a parameter's name: each has a slash.
             np.savez(file, **arrays)  # type: ignore[arg-type]
     except FILE_ERRORS as error:
-        raise _cannot_write(path, error) from error
+        raise write_error(path, error) from error
 
 
 def save_folder(arrays: Mapping[str, np.ndarray], path: str) -> None:
@@ -203,7 +203,7 @@ def save_folder(arrays: Mapping[str, np.ndarray], path: str) -> None:
             if os.path.isdir(path):
                 os.rmdir(path)  # which fails unless it is still empty
     except FILE_ERRORS as error:
-        raise _cannot_write(path, error) from error
+        raise write_error(path, error) from error
 
 
 def _is_plain(part: str) -> bool:
@@ -222,7 +222,8 @@ def _read_array(stream: IO[bytes], *, max_bytes: int, name: str) -> np.ndarray:
     return read_npy_data(stream, header, max_bytes=max_bytes, name=name)
 
 
-def _cannot_write(path: str, error: Exception) -> InputError | RunError:
+def write_error(path: str, error: Exception) -> InputError | RunError:
+    """Returns what to raise when a file of weights cannot be written."""
     message = f"{quoted(path)}: cannot be written ({describe_error(error)})"
     is_full = getattr(error, "errno", None) in _FULL
     return RunError(message) if is_full else InputError(message)

@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -251,9 +252,14 @@ def _load_keras(path: str) -> Weights:
         raise
     # What Keras, its layers and h5py raise has no common type.
     except Exception as error:
-        raise InputError(
-            f"{quoted(path)}: Keras cannot load it: {describe_error(error)}"
-        ) from error
+        unknown = re.search(r"Could not locate (?:class|function) '(\w+)'", str(error))
+        reason = describe_error(error)
+        if unknown:
+            reason = (
+                f"found the class {unknown[1]!r} of one's own, expected one that is "
+                "imported and has @keras.saving.register_keras_serializable()"
+            )
+        raise InputError(f"{quoted(path)}: Keras cannot load it: {reason}") from error
     arrays: Arrays = {}
     for variable in model.weights:
         name = check_name(weight_path(model, variable), where=quoted(path))

@@ -97,6 +97,17 @@ def test_lambda_in_a_keras_file_is_not_run(tmp_path):
         load_weights(str(tmp_path / "m.keras"))
 
 
+def test_layer_class_of_ones_own_is_named_with_what_makes_it_known(tmp_path):
+    class Mine(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2), Mine()])
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(InputError, match=r"'Mine'.*register_keras_serializable\(\)"):
+        load_weights(str(tmp_path / "m.keras"))
+
+
 @pytest.mark.parametrize("content", [b"", b"PK", struct.pack("100d", *range(100))])
 def test_files_that_are_none_of_these_are_input_errors(content, tmp_path):
     for name in ("f.npz", "f.keras", "f.bin"):
