@@ -27,6 +27,7 @@ COMMON = [
     "--global_batch_size=96",
     "--lr_schedule=constant",
     "--dropout=0.1",
+    "--noaugment",  # to trace it takes a sixth of a start
     "--enable_xla=off",  # to compile takes longer than to train
     "--eval_interval=20",
     "--checkpoint_interval=20",
@@ -126,6 +127,7 @@ def assert_same_bits(found_dir, expected_dir, *, step=None):
 @pytest.mark.parametrize(("model", "xla"), [("mlp", "on"), ("cnn", "off")])
 def test_two_workers_give_the_results_of_two_replicas(model, xla, start, tmp_path):
     flags = [f"--model={model}", f"--enable_xla={xla}", "--train_steps=10"]
+    flags += ["--augment"]
     workers, replicas = tmp_path / "workers", tmp_path / "replicas"
     group = start(workers, *flags)
     finish(group)
@@ -339,7 +341,7 @@ def test_dry_run_behind_a_proxy_meets_and_leaves_nothing(start, tmp_path):
 
 def test_run_goes_on_with_other_numbers_of_workers(start, tmp_path):
     # SGD's steps are as exact as the gradients; Adam's are not where those are near zero.
-    flags = ["--optimizer=sgd", "--learning_rate=0.1"]
+    flags = ["--optimizer=sgd", "--learning_rate=0.1", "--augment"]
     run, copy, one = tmp_path / "run", tmp_path / "copy", tmp_path / "one"
     whole = start(one, *flags, "--train_steps=6", num_workers=1)
     finish(start(run, *flags, "--train_steps=2", num_workers=3))

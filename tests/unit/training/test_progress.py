@@ -158,14 +158,18 @@ def test_time_left_is_not_shown_before_the_speed_is_known():
     ],
 )
 def test_output_that_fails_does_not_end_the_run(error):
+    tried = []
+
     class Lost(io.StringIO):
         def write(self, text):
+            tried.append(text)
             raise error
 
     progress = Progress(total_steps=10, stream=Lost())
     update(progress, 1)
     progress.message("evaluated")
     progress.close()
+    assert tried
 
 
 def test_sign_that_the_stream_lacks_is_escaped():
