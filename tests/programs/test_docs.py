@@ -280,10 +280,34 @@ def test_metric_writers_of_the_page_take_a_run(tracker, monkeypatch):
     )
 
 
-def test_example_models_and_arrays_train(fork_server, tmp_path):
+def find_fields(heading):
+    """Names in the first column of a section's table in monitoring.md, with their row."""
+    section = (
+        PAGES["docs/monitoring.md"].split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    )
+    for row in re.findall(r"^\| (`.*)$", section, re.MULTILINE):
+        for name in re.findall(r"`([\w.]+)`", row.split(" | ")[0]):
+            yield name, row
+
+
+def test_example_of_an_own_model_trains_and_every_field_is_explained(
+    fork_server, tmp_path
+):
     """The model and the script of make_it_yours.md, as a reader would run them."""
     model, script = find_blocks("docs/make_it_yours.md", "python")
     (tmp_path / "mine.py").write_text(model)
     process = fork_server.start("-c", script, folder=tmp_path)
     assert process.wait() == 0, process.stderr()
-    assert (tmp_path / "runs" / "arrays" / "checkpoints" / "ckpt-20.index").exists()
+    run = tmp_path / "runs" / "arrays"
+    assert (run / "checkpoints" / "ckpt-20.index").exists()
+
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    for kind in ("train", "eval"):
+        record = next(r for r in map(json.loads, lines) if r["kind"] == kind)
+        rows = find_fields("metrics.jsonl")
+        assert set(record) == {
+            n for n, row in rows if row.split(" | ")[1] in ("both", kind)
+        }
+    config = json.loads((run / "config.json").read_text())
+    resolved = {f"resolved.{name}" for name in config.pop("resolved")}
+    assert {n for n, _ in find_fields("config.json")} == resolved | set(config)
