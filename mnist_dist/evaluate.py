@@ -119,7 +119,7 @@ def print_tables(evaluation: ModelEvaluation) -> None:
         print(f"ensemble  of these {count}, probabilities averaged")
         print(f"          {format_summary(evaluation.ensemble)}")
     print()
-    print(format_report(evaluation.report))
+    print(format_report(evaluation.report, evaluation.class_names))
 
 
 def watch(stop: StopRequest) -> int:

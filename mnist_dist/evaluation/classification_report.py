@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -106,11 +107,17 @@ def create_classification_report(
     )
 
 
-def to_json(report: ClassificationReport) -> dict[str, Any]:
-    """Returns a report as what JSON can hold; what is not finite is None."""
+def to_json(
+    report: ClassificationReport, class_names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Returns a report as what JSON can hold; what is not finite is None.
+
+    Where classes have names, each of `classes` has its `name`.
+    """
     per_class = [
         {
             "class": number,
+            **({"name": name} if (name := _name(number, class_names)) else {}),
             "images": int(report.support[number]),
             "precision": _finite(report.precision[number]),
             "recall": _finite(report.recall[number]),
@@ -149,11 +156,14 @@ def format_summary(report: ClassificationReport) -> str:
     )
 
 
-def format_report(report: ClassificationReport) -> str:
+def format_report(
+    report: ClassificationReport, class_names: Sequence[str] | None = None
+) -> str:
     """Returns a report as tables for a terminal.
 
     Of many classes the worst are shown, and the matrix is left out. So are classes
-    without an image that were never predicted, as 0 where labels begin with 1.
+    without an image that were never predicted, as 0 where labels begin with 1. Where
+    classes have names, the table of classes ends with them.
     """
     is_empty = (report.support == 0) & np.isnan(report.precision)
     shown = np.flatnonzero(~is_empty)
@@ -165,9 +175,9 @@ def format_report(report: ClassificationReport) -> str:
     for i in shown:
         ratios = (report.precision[i], report.recall[i], report.f1[i])
         precision, recall, f1 = ("-" if math.isnan(r) else f"{r:.2%}" for r in ratios)
-        lines.append(
-            f"{i:<8} {report.support[i]:>6,}  {precision:>9}  {recall:>6}  {f1:>6}"
-        )
+        figures = f"{report.support[i]:>6,}  {precision:>9}  {recall:>6}  {f1:>6}"
+        name = _printable(_name(int(i), class_names))
+        lines.append(f"{i:<8} {figures}  {name}".rstrip())
     if empty := np.flatnonzero(is_empty)[:_NUM_PRINTED_INDICES].tolist():
         more = ", ..." if is_empty.sum() > len(empty) else ""
         listed = ", ".join(map(str, empty))
@@ -206,6 +216,15 @@ def surest_mistakes(report: ClassificationReport) -> np.ndarray:
     """Returns positions of the misclassified images, the most confident first."""
     order = np.argsort(-report.confidences[report.misclassified], kind="stable")
     return report.misclassified[order]
+
+
+def _name(number: int, class_names: Sequence[str] | None) -> str:
+    """Returns the name of a class, if it has one: a model may know more classes."""
+    return class_names[number] if class_names and number < len(class_names) else ""
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else repr(name)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

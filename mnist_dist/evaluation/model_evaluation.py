@@ -42,14 +42,14 @@ class ModelReport:
     moving_average: bool | None
     report: ClassificationReport
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
         """Returns what JSON can hold of it."""
         about = {
             "name": self.name,
             "step": self.step,
             "moving_average": self.moving_average,
         }
-        return about | classification_report.to_json(self.report)
+        return about | classification_report.to_json(self.report, class_names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,7 @@ class ModelEvaluation:
       split: `train`, `validation` or `test`; `data` for arrays in memory.
       models: each of them alone.
       ensemble: the average of their probabilities; None of one model.
+      class_names: the name of each class; None where the data set has none.
     """
 
     source: str
@@ -69,6 +70,7 @@ class ModelEvaluation:
     split: str
     models: tuple[ModelReport, ...]
     ensemble: ClassificationReport | None
+    class_names: tuple[str, ...] | None = None
 
     @property
     def report(self) -> ClassificationReport:
@@ -89,10 +91,12 @@ class ModelEvaluation:
         """Returns what JSON can hold of it."""
         result: dict[str, Any] = {
             "data": describe_data(self.source, self.checksum, self.split),
-            "models": [model.to_json() for model in self.models],
+            "models": [model.to_json(self.class_names) for model in self.models],
         }
         if self.ensemble:
-            result["ensemble"] = classification_report.to_json(self.ensemble)
+            result["ensemble"] = classification_report.to_json(
+                self.ensemble, self.class_names
+            )
         return result
 
 
@@ -193,6 +197,7 @@ def evaluate_loaded(
             for model, report in zip(models, reports, strict=True)
         ),
         ensemble=ensemble if len(models) > 1 else None,
+        class_names=data.class_names,
     )
 
 

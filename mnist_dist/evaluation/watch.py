@@ -163,7 +163,7 @@ class _Watcher:
         report = evaluate_loaded([self._model], self._data).report
         images = self._data.split.images
         save_summaries(self._directory, found.step, report, images=images)
-        record |= to_json(report)
+        record |= to_json(report, self._data.class_names)
         watch_records.save_record(self._directory, found.step, record)
         return WatchedEvaluation(found.step, report, record)
 

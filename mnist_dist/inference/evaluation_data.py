@@ -17,11 +17,13 @@ class EvaluationData:
       split: its images and labels.
       source: where they came from, for a person to read.
       checksum: SHA-256 (hex) of the whole data set; None for arrays in memory.
+      class_names: the name of each class; None where the data set has none.
     """
 
     split: Split
     source: str
     checksum: str | None
+    class_names: tuple[str, ...] | None = None
 
 
 def load_evaluation_data(
@@ -85,7 +87,9 @@ def select_split(
             f"--split: found {split}, expected {' or '.join(splits)}, which this data "
             "set has; a run sets validation examples apart with --validation_examples"
         )
-    return EvaluationData(splits[split], dataset.source, dataset.checksum)
+    return EvaluationData(
+        splits[split], dataset.source, dataset.checksum, dataset.class_names
+    )
 
 
 def arrays_as_data(

@@ -1,5 +1,6 @@
 """Evaluation called from Python: one result, whatever holds the model and the data."""
 
+import dataclasses
 import random
 import threading
 
@@ -11,6 +12,7 @@ from run_factory import create_run, save_data_set
 from mnist_dist.artifacts.model_export import export_model
 from mnist_dist.data import load_dataset
 from mnist_dist.errors import InputError
+from mnist_dist.evaluation.classification_report import format_report
 from mnist_dist.evaluation.model_evaluation import evaluate_model
 
 
@@ -63,6 +65,25 @@ def test_saved_models_are_evaluated_alone_and_together(run, tmp_path):
     for one, model in zip(alone, together.models, strict=True):
         assert model.report.accuracy == one.accuracy
     assert together.accuracy == together.ensemble.accuracy
+
+
+def test_classes_that_have_names_are_shown_with_them(run):
+    folder, _ = run
+    names = ("cat", "dog\n", "emu")
+    dataset = load_dataset(folder / "data")
+    named = dataclasses.replace(dataset, class_names=(*names, "fox"))
+    found = evaluate_model(f"{folder}/run", data=named)
+    (model,) = found.to_json()["models"]
+    assert [row["name"] for row in model["classes"]] == [*names, "fox"]
+    lines = format_report(found.report, found.class_names).splitlines()
+    assert [line.split()[-1] for line in lines[1:5]] == [
+        "cat",
+        "'dog\\n'",
+        "emu",
+        "fox",
+    ]
+    plain = evaluate_model(f"{folder}/run")
+    assert "name" not in plain.to_json()["models"][0]["classes"][0]
 
 
 def test_nothing_global_changes_and_nothing_is_printed(run, capfd):
