@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ PAGES = {
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tests/README.md"]
 }
 
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _HEREDOC = re.compile(r"<<'EOF'\n.*?^EOF$", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(
     r"(?:\w+=\S* )*(launch/local\.sh|mnist-dist|sbatch|\S*python -m mnist_dist\.\w+)( .*)?"
@@ -20,7 +21,8 @@ _COMMAND = re.compile(
 
 def find_blocks(page: str, *languages: str) -> list[str]:
     """Returns the fenced blocks of a page in these languages."""
-    return [text for name, text in _FENCE.findall(PAGES[page]) if name in languages]
+    found = _FENCE.findall(PAGES[page])
+    return [textwrap.dedent(text) for _, name, text in found if name in languages]
 
 
 def find_code(page: str) -> list[str]:
