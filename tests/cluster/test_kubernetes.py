@@ -18,6 +18,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
+from pages import find_blocks
 
 from mnist_dist import __version__
 from mnist_dist.errors import EXIT_INPUT, EXIT_STOPPED
@@ -27,6 +28,10 @@ MANIFESTS = ROOT / "launch" / "kubernetes"
 DOCKERFILE = ROOT / "launch" / "Dockerfile"
 TOOLS = Path(sys.executable).parent  # where pip puts kubectl and hadolint
 OLDEST = "1.31"  # as kustomization.yaml says
+RUN_LABELS = {  # which tell a pod the name of its run
+    "Job": "batch.kubernetes.io/job-name",
+    "JobSet": "jobset.sigs.k8s.io/jobset-name",
+}
 VARIANTS = ["job", "jobset", "job-gpu", "jobset-gpu"]
 KILLED = 137
 
@@ -82,6 +87,10 @@ def volume_claim():
     return yaml.safe_load((MANIFESTS / "volume.yaml").read_text())
 
 
+def copy_pod():
+    return yaml.safe_load((MANIFESTS / "copy.yaml").read_text())
+
+
 def job_of(objects):
     """The Job, or the one that the JobSet would make, with the name it would get."""
     if any(o["kind"] == "Job" for o in objects):
@@ -120,7 +129,7 @@ def is_jobset(document):
 
 @pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.latest_version()])
 def test_every_object_is_of_its_schema(objects, version):
-    for document in [*objects, volume_claim()]:
+    for document in [*objects, volume_claim(), copy_pod()]:
         if document["kind"] == "JobSet":
             assert document["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
             assert is_jobset(document)
@@ -177,7 +186,7 @@ def test_all_else_is_retried_and_disruptions_are_not_counted(variants):
 def test_each_worker_has_its_restarts(variants):
     spec = only(variants["job"], "Job")["spec"]
     assert spec["backoffLimitPerIndex"] > 0
-    assert spec["backoffLimit"] == spec["completions"] * spec["backoffLimitPerIndex"]
+    assert "backoffLimit" not in spec  # its default grows with the number of workers
     assert spec["maxFailedIndexes"] == 0  # a run can't go on without one worker
 
 
@@ -193,9 +202,10 @@ def test_jobset_restarts_all_but_on_wrong_input(variants):
     for code in (1, EXIT_STOPPED, KILLED):
         for is_disrupted in (False, True):
             assert action_on(job, code, is_disrupted=is_disrupted) == "Count"
-    # One failure takes all workers down, in whatever order Kubernetes sees them: the
-    # last ends the Job, and a 2 among them always does so first.
-    assert job["spec"]["backoffLimit"] == job["spec"]["completions"] - 1
+    # One failure takes all workers down, in whatever order Kubernetes sees them. Each
+    # fails for good: the last ends the Job, and a 2 among them always does so first.
+    assert job["spec"]["backoffLimitPerIndex"] == 0
+    assert not {"backoffLimit", "maxFailedIndexes"} & job["spec"].keys()
 
 
 def launch_of(template):
@@ -238,10 +248,33 @@ def test_one_chief_that_has_time_to_save_and_decides_the_end(objects):
 # The cluster: names, ports, the command of each worker.
 
 
-def worker_arguments(job, index, tmp_path):
+def run_owner(objects):
+    """The Job, or the JobSet."""
+    (owner,) = [o for o in objects if o["kind"] in RUN_LABELS]
+    return owner
+
+
+def environ_of(objects):
+    """The environment of a worker's container, as far as the manifests decide it."""
+    owner, template = run_owner(objects), job_of(objects)["spec"]["template"]
+    fields = {
+        f"metadata.annotations['{name}']": value
+        for name, value in template["metadata"]["annotations"].items()
+    }
+    label = RUN_LABELS[owner["kind"]]
+    fields[f"metadata.labels['{label}']"] = owner["metadata"]["name"]
+    found = {}
+    for variable in container(template)["env"]:
+        source = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
+        if "value" in variable or source in fields:
+            found[variable["name"]] = variable.get("value") or fields[source]
+    return found
+
+
+def worker_arguments(objects, index, tmp_path):
     """What `mnist-dist` gets in the pod of this index, run through the pod's shell."""
-    train = container(job["spec"]["template"])
-    values = {e["name"]: e["value"] for e in train["env"] if "value" in e}
+    train = container(job_of(objects)["spec"]["template"])
+    values = environ_of(objects)
     values["JOB_COMPLETION_INDEX"] = str(index)  # by the Job's controller
 
     def expand(text):  # as the kubelet does: names it doesn't know stay
@@ -263,42 +296,88 @@ def worker_arguments(job, index, tmp_path):
     return result.stdout.splitlines()
 
 
-@pytest.mark.parametrize(
-    ("file", "directory"), [("job.yaml", "."), ("jobset/jobset.yaml", "jobset")]
-)
-@pytest.mark.parametrize("num_workers", [1, 2, 12])
-def test_one_number_makes_the_cluster(tmp_path, file, directory, num_workers):
-    edit = (file, "completions: 2", f"completions: {num_workers}")
-    objects = build(copy_manifests(tmp_path, edit) / directory)
+def overlay(directory, base, *lines, **files):
+    """A directory of the user's own, with files by their names' stems."""
+    directory.mkdir()
+    base = os.path.relpath(base, directory)
+    text = "\n".join([f"resources: [{base}]", *lines])
+    (directory / "kustomization.yaml").write_text(text)
+    for name, content in files.items():
+        (directory / f"{name}.py").write_text(content)
+    return directory
+
+
+@pytest.mark.parametrize("kind", ["Job", "JobSet"])
+@pytest.mark.parametrize(("num_workers", "suffix"), [(1, ""), (2, "-b"), (12, "-b")])
+def test_overlay_changes_workers_and_name_in_one_place(
+    tmp_path, kind, num_workers, suffix
+):
+    lines = [f"replicas: [{{name: mnist, count: {num_workers}}}]"]
+    lines += [f"nameSuffix: {suffix}"] if suffix else []
+    base = MANIFESTS / ("jobset" if kind == "JobSet" else ".")
+    objects = build(overlay(tmp_path / "mine", base, *lines))
     job = job_of(objects)
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == num_workers
-    if directory == "jobset":
+    run = run_owner(objects)["metadata"]["name"]
+    assert run == f"mnist{suffix}"
+    if kind == "JobSet":
         network = only(objects, "JobSet")["spec"]["network"]
-        assert network["enableDNSHostnames"]
-        assert network["publishNotReadyAddresses"]
-        subdomain = network["subdomain"]
+        # Without a subdomain it is the JobSet's name.
+        assert network == {"enableDNSHostnames": True, "publishNotReadyAddresses": True}
     else:
-        service = only(objects, "Service")
-        subdomain = job["spec"]["template"]["spec"]["subdomain"]
-        assert subdomain == service["metadata"]["name"]
+        assert only(objects, "Service")["metadata"]["name"] == run
+        assert job["spec"]["template"]["spec"]["subdomain"] == run
     name = job["metadata"]["name"]
-    hosts = [f"{name}-{i}.{subdomain}:2222" for i in range(num_workers)]
+    hosts = [f"{name}-{i}.{run}:2222" for i in range(num_workers)]
     for index in {0, num_workers - 1}:
-        arguments = worker_arguments(job, index, tmp_path)
+        arguments = worker_arguments(objects, index, tmp_path)
         assert arguments[0] == "train"
         assert f"--worker_hosts={','.join(hosts)}" in arguments
         assert f"--task_index={index}" in arguments
         assert "--distribution_strategy=multi_worker_mirrored" in arguments
+        assert f"--model_dir=/runs/{run}" in arguments
+    for template in templates(objects).values():  # the one volume of all runs
+        volumes = {v["name"]: v for v in template["spec"]["volumes"]}
+        assert volumes["runs"]["persistentVolumeClaim"]["claimName"] == "mnist-runs"
+
+
+@pytest.mark.parametrize("kind", ["Job", "JobSet"])
+def test_documented_overlay_trains_an_own_module_from_one_image(tmp_path, kind):
+    (text,) = find_blocks("docs/clusters.md", "yaml")
+    (tmp_path / "launch").mkdir()
+    shutil.copytree(MANIFESTS, tmp_path / "launch" / "kubernetes")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    if kind == "JobSet":
+        text = text.replace("launch/kubernetes]", "launch/kubernetes/jobset]")
+        text = text.replace("{kind: Job}", "{kind: JobSet}")
+        text = text.replace("path: /", "path: /spec/replicatedJobs/0/template/")
+    (mine / "kustomization.yaml").write_text(text)
+    (mine / "mine.py").write_text("def create(): ...\n")
+    objects = build(mine)
+    for document in objects:
+        document = job_of(objects) if document["kind"] == "JobSet" else document
+        kubernetes_validate.validate(document, OLDEST, strict=True)
+    arguments = worker_arguments(objects, 3, tmp_path)
+    assert {"--model=mine:create", "--data_dir=/runs/digits.npz"} < set(arguments)
+    assert {"--num_gpus=1", "--model_dir=/runs/mnist-mine"} < set(arguments)
+    worker = templates(objects)["worker"]
+    mounts = {m["name"]: m["mountPath"] for m in container(worker)["volumeMounts"]}
+    volumes = {v["name"]: v for v in worker["spec"]["volumes"]}
+    config_map = only(objects, "ConfigMap")
+    assert config_map["data"] == {"mine.py": "def create(): ...\n"}
+    assert volumes["modules"]["configMap"]["name"] == config_map["metadata"]["name"]
+    assert environ_of(objects)["PYTHONPATH"] == mounts["modules"]
+    images = {container(t)["image"] for t in templates(objects).values()}
+    assert images == {f"YOUR_REGISTRY/mnist-dist:{__version__}-gpu"}
 
 
 def test_sources_agree_without_kustomize():
     for document in yaml.safe_load_all((MANIFESTS / "job.yaml").read_text()):
         if document["kind"] == "Job":
             spec = document["spec"]
-            train = container(spec["template"])
-            assert train["env"][0]["name"] == "NUM_WORKERS"
-            assert spec["completions"] == spec["parallelism"]
-            assert spec["completions"] == int(train["env"][0]["value"])
+            workers = spec["template"]["metadata"]["annotations"]["num-workers"]
+            assert spec["completions"] == spec["parallelism"] == int(workers)
 
 
 def test_service_publishes_the_workers_before_they_are_ready(variants):
@@ -313,7 +392,7 @@ def test_service_publishes_the_workers_before_they_are_ready(variants):
 
 
 def test_train_accepts_the_flags(objects, tmp_path):
-    arguments = worker_arguments(job_of(objects), 1, tmp_path)
+    arguments = worker_arguments(objects, 1, tmp_path)
     program = (
         "import sys\n"
         "from mnist_dist.cli.train_flags import parse\n"
@@ -338,8 +417,15 @@ def test_jobset_runs_the_pods_of_the_job(variants):
         job = copy.deepcopy(job)
         del job["spec"]["subdomain"]  # the JobSet's `network` sets it
         script = container(job)["command"][2]
-        container(job)["command"][2] = script.replace("mnist-%", "mnist-worker-0-%")
+        script = script.replace("$RUN_NAME-%", "$RUN_NAME-worker-0-%")
+        container(job)["command"][2] = script
         launch_of(job)["fieldPath"] = launch_of(jobset)["fieldPath"]
+        for variable in container(job)["env"]:
+            if variable["name"] == "RUN_NAME":
+                label = RUN_LABELS["JobSet"]
+                variable["valueFrom"]["fieldRef"]["fieldPath"] = (
+                    f"metadata.labels['{label}']"
+                )
         assert job == jobset
 
 
@@ -408,7 +494,7 @@ def test_tensorboard_listens_to_a_port_forward_alone(objects):
 
 
 def test_pods_meet_the_restricted_standard(objects):
-    for template in templates(objects).values():
+    for template in [*templates(objects).values(), copy_pod()]:
         pod, main = template["spec"], container(template)
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False
@@ -422,7 +508,8 @@ def test_pods_meet_the_restricted_standard(objects):
             "capabilities": {"drop": ["ALL"]},
         }
         for volume in pod["volumes"]:
-            assert volume.keys() - {"name"} < {"persistentVolumeClaim", "emptyDir"}
+            kinds = {"persistentVolumeClaim", "emptyDir", "configMap"}
+            assert volume.keys() - {"name"} < kinds
         assert not any("hostPort" in port for port in main.get("ports", []))
         assert main["resources"]["limits"]["memory"]
 
@@ -443,7 +530,6 @@ def test_runs_outlive_the_job_and_tensorboard_only_reads_them(objects):
         assert runs.get("readOnly", False) is is_read_only
         # The image's HOME, the one place to write besides.
         assert "emptyDir" in volumes[mounts["/tmp"]["name"]]
-    assert "--model_dir=/runs/mnist" in container(templates(objects)["worker"])["args"]
     assert "--logdir=/runs" in container(templates(objects)["tensorboard"])["args"]
 
 
@@ -468,34 +554,22 @@ def test_gpus_and_their_shared_memory(variants):
 
 def test_images_are_those_that_the_dockerfile_says_to_build(objects):
     built = set(re.findall(r"docker build .*-t (\S+) \.", DOCKERFILE.read_text()))
-    assert built == {f"mnist-dist:{__version__}", f"mnist-dist-gpu:{__version__}"}
+    assert built == {f"mnist-dist:{__version__}", f"mnist-dist:{__version__}-gpu"}
     gpu = "-gpu" if "nvidia.com/gpu" in str(objects) else ""
-    images = {name: container(t)["image"] for name, t in templates(objects).items()}
-    assert images == {
-        "worker": f"mnist-dist{gpu}:{__version__}",
-        "tensorboard": f"mnist-dist:{__version__}",
-    }
+    images = {container(t)["image"] for t in templates(objects).values()}
+    assert images == {f"mnist-dist:{__version__}{gpu}"}
 
 
 @pytest.mark.parametrize("directory", [".", "jobset"])
-def test_images_move_to_a_registry_by_one_entry_each(tmp_path, directory):
+def test_image_moves_to_a_registry_by_one_entry(tmp_path, directory):
     name = f"{directory}/kustomization.yaml"
     component = "[gpu]" if directory == "." else "[../gpu]"
-    root = copy_manifests(
-        tmp_path, (name, "components: []", f"components: {component}")
-    )
-    text = (root / name).read_text()
-    for image in ("mnist-dist", "mnist-dist-gpu"):
-        old = f"  - name: {image}\n"
-        assert text.count(old) == 1
-        text = text.replace(old, f"{old}    newName: registry.example/{image}\n")
-    (root / name).write_text(text)
+    edits = [("components: []", f"components: {component}")]
+    edits += [("newName: mnist-dist", "newName: registry.example:5000/mnist-dist")]
+    root = copy_manifests(tmp_path, *((name, *edit) for edit in edits))
     found = templates(build(root / directory))
-    images = {name: container(template)["image"] for name, template in found.items()}
-    assert images == {
-        "worker": f"registry.example/mnist-dist-gpu:{__version__}",
-        "tensorboard": f"registry.example/mnist-dist:{__version__}",
-    }
+    images = {container(template)["image"] for template in found.values()}
+    assert images == {f"registry.example:5000/mnist-dist:{__version__}-gpu"}
 
 
 def test_dockerfile_has_no_lint():
