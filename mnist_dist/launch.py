@@ -62,7 +62,7 @@ FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0  # seconds before a restart
 def main(argv: Sequence[str], *, train_args: Sequence[str]) -> int:
     """Checks both parts of the command line and runs the workers."""
     del argv
-    # Only now, so that a flag of train before the `--` is an unknown flag.
+    # Imported here, so that a flag of train before the `--` is an unknown flag.
     from mnist_dist.cli import train_flags
 
     parse = train_flags.parse
@@ -177,7 +177,7 @@ def launch(
         if failed is None:
             return 0
         code = failed.exit_code()
-        if stop.signal:  # of which a worker dies that has no handlers yet
+        if stop.signal:  # a worker without handlers yet has died of it
             return EXIT_STOPPED if code == 128 + stop.signal else code
         if code == EXIT_INPUT and model_dir is None:
             return code
@@ -186,7 +186,7 @@ def launch(
             for line in failed.last_words():
                 print(line, file=sys.stderr)
             return code
-        # A run that gets somewhere between two failures is not made to wait longer.
+        # The delay grows only while no new checkpoint appears between failures.
         has_moved = _checkpoints(model_dir) != checkpoints
         delay = FIRST_DELAY if has_moved else min(2 * delay, LONGEST_DELAY)
         say(
@@ -198,7 +198,7 @@ def launch(
 
 
 def _environments(num_workers: int, *, uses_gpus: bool) -> list[dict[str, str]]:
-    """One environment a worker: the host's processors and GPUs shared out.
+    """Returns an environment for each worker, with its share of processors and GPUs.
 
     GPUs only as far as CUDA_VISIBLE_DEVICES names them; else the workers of one host
     share out what they find there.
@@ -208,7 +208,7 @@ def _environments(num_workers: int, *, uses_gpus: bool) -> list[dict[str, str]]:
         "PYTHONUNBUFFERED": "1",
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "OMP_NUM_THREADS": str(threads),
-        # By which a restart knows that it is one (`run_config.is_restart`).
+        # A restarted worker recognises its run by it (`run.config.is_restart`).
         LAUNCH_ID: uuid.uuid4().hex,
     } | dict(os.environ)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -251,5 +251,5 @@ def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 if __name__ == "__main__":
     sys.argv, rest = split_command(sys.argv)
-    ignore_write_errors("stdout")  # who reads the output may go, the workers go on
+    ignore_write_errors("stdout")  # the workers go on if nobody reads their output
     program.run(functools.partial(main, train_args=rest))

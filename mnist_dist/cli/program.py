@@ -58,16 +58,16 @@ def run(
 ) -> None:
     """Runs `main` on the parsed command line and exits with its code.
 
-    What is left of it after the flags is an error unless `takes_arguments`.
+    Positional arguments are an error unless `takes_arguments`.
 
     Wrong flags and every `InputError` become one line on standard error, exit 2;
-    every `RunError` one line, exit 1; every `PeerError` one line, exit 143. A standard
-    output that takes no more, as on a full disk, ends it with one line, exit 1, unless
-    it is to `ignore_write_errors`; without a word where its reader has seen enough, as
-    `head`. One that is closed is an error too, with the same exception.
+    every `RunError` one line, exit 1; every `PeerError` one line, exit 143. Standard
+    output that takes no more, as on a full disk, is one line, exit 1; without the line
+    if its reader has gone, as `head` does. Closed standard output is exit 2. A program
+    that calls `ignore_write_errors` before outlives all of these.
 
-    With `leaves_at_once` nothing is torn down at the end: a worker's TensorFlow takes
-    seconds for that, and more if another worker is gone.
+    With `leaves_at_once` the process ends without tearing TensorFlow down: in a worker
+    that takes seconds, and more if another worker is gone.
     """
     end_at_signals_as_process_1()
     # Before TensorFlow is imported, which reads them then.

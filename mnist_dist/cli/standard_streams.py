@@ -1,4 +1,8 @@
-"""Standard output and error when nobody can be written to any more."""
+"""Standard output and error that can no longer be written.
+
+The classes stand below Python's buffers: with PYTHONUNBUFFERED, which containers set,
+nothing above them could tell a failed `print` from a file that failed.
+"""
 
 import errno
 import io
@@ -12,7 +16,7 @@ _DESCRIPTORS = {"stdout": 1, "stderr": 2}
 class OutputError(Exception):
     """Standard output takes no more; the cause says why.
 
-    No `OSError`: nobody is to take it for one of the files that a program works on.
+    It is no `OSError`, so that it is not taken for an error of a file.
     """
 
 
@@ -20,7 +24,7 @@ def ignore_write_errors(name: str) -> None:
     """Keeps a standard stream that can no longer be written from ending the program.
 
     The pipe's reader or the terminal may go, the disk may be full, the encoding may
-    lack a character; that must not cost a training.
+    lack a character. That must not end a training.
 
     Args:
       name: `stdout` or `stderr`; one that is not the interpreter's own stays.
@@ -43,7 +47,7 @@ def flush_stdout() -> None:
 
 
 class _ReportingFile(io.FileIO):
-    """Tells once that it cannot be written, and drops what comes after that."""
+    """Raises once when it cannot be written, and drops what comes after that."""
 
     is_lost = False
 
@@ -72,7 +76,7 @@ class _UnfailingFile(io.FileIO):
 
 
 def _wrap(name: str, kind: type[io.FileIO], *, errors: str | None) -> None:
-    """Has a standard stream, if it is the interpreter's own, write by another class."""
+    """Puts another class below a standard stream, if it is the interpreter's own."""
     stream = getattr(sys, name)
     if stream is not getattr(sys, f"__{name}__"):
         return

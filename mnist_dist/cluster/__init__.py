@@ -1,4 +1,4 @@
-"""Several processes that train one model: who they are, how they meet, how they end.
+"""Several processes that train one model: membership, meeting, launching, stopping.
 
 Nothing here imports TensorFlow.
 """

@@ -1,4 +1,4 @@
-"""A process that ends itself in time, whatever it is stuck in."""
+"""Ends the process after a time limit, also while no Python code can run."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ def exits_unless_done_within(seconds: float, *, code: int) -> Iterator[None]:
     timer = ctypes.c_void_p()
     event = _SigEvent(value=code, notify=_SIGEV_THREAD)
     event.function = ctypes.cast(librt._exit, ctypes.c_void_p)
-    # CLOCK_MONOTONIC is 1. A timer is a struct of interval and value.
+    # 1 is CLOCK_MONOTONIC. The four numbers are struct itimerspec: interval, value.
     if librt.timer_create(1, ctypes.byref(event), ctypes.byref(timer)):
         raise OSError(ctypes.get_errno(), "timer_create")
     spec = (ctypes.c_long * 4)(0, 0, int(seconds), int(seconds % 1 * 1e9))

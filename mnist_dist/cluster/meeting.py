@@ -1,4 +1,4 @@
-"""The workers of a run meet before TensorFlow connects them."""
+"""Makes sure that all workers are there and agree, before TensorFlow connects them."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from mnist_dist.cluster.reminder import Reminder
 from mnist_dist.errors import InputError, PeerError
 
 _PORT_PATIENCE = 5.0  # seconds a port may take to be free after a restart
-_FAREWELL_SECONDS = 2.0  # that a worker that was started otherwise still answers
+_FAREWELL_SECONDS = 2.0  # in which a worker with other settings still answers
 _MAX_QUOTED = 200  # characters of a peer's value in an error
 
 
@@ -29,13 +29,13 @@ def meet_peers(
 ) -> None:
     """Returns when every worker has reached every other on its cluster port.
 
-    TensorFlow itself waits without end for a worker that does not come, and cannot
-    say for which. A worker listens on its own port and asks all others; it is done
-    when all have answered and all have asked, so nobody still needs it when it gives
-    the port to TensorFlow. All may start in any order.
+    TensorFlow itself waits for a missing worker without end, and does not say for
+    which. Here each worker listens on its own port and asks all others. It returns when
+    all have answered and all have asked: then nobody needs its port any more, and
+    TensorFlow can have it. The workers may start in any order.
 
-    A peer's greeting is believed to differ if the peer knows the token. Where there is
-    none, only what answers at the peer's own address is believed.
+    A difference is reported only if it comes from a peer that knows the token. Without
+    a token, only the answer from the peer's own address counts.
 
     Args:
       cluster: with several workers.
@@ -91,7 +91,7 @@ class Meeting:
             "rank": cluster.rank,
             "greeting": json.loads(json.dumps(dict(greeting))),  # as it arrives
         }
-        # A peer says about as much.
+        # The messages of the peers are about as long.
         self._max_bytes = 2 * len(json.dumps(self.message)) + (1 << 16)
         self._token = token
         self._changed = threading.Condition()
@@ -125,7 +125,7 @@ class Meeting:
             time.sleep(0.1)
 
     def reply(self, channel: Channel) -> None:
-        """Answers one connection; whoever is no peer gets nothing."""
+        """Answers one connection if it is from a peer."""
         message = channel.receive(self._max_bytes)
         rank = _rank_of(message)
         if rank not in self.peers or (self._token and not channel.is_proven):
@@ -155,7 +155,7 @@ class Meeting:
                     logging.warning("waiting for worker %s", "; ".join(why))
                 self._changed.wait(0.2)
             if self.difference:
-                # The others are to see it too, before this port is closed.
+                # Keep the port open until the peers have seen the difference too.
                 last = time.monotonic() + _FAREWELL_SECONDS
                 while self._told != needed and time.monotonic() < last:
                     self._changed.wait(0.05)

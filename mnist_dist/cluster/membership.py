@@ -1,4 +1,4 @@
-"""The environment -> which workers are there, and which one is this.
+"""Finds out which workers a run has and which one this process is.
 
 The first that applies: `--worker_hosts`, `TF_CONFIG`, Slurm's environment, else one
 worker alone.
@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 
 from mnist_dist.errors import InputError
 
-# Names, in the environment and in `config.json`, what started a run and starts it again
-# by the same command line: `launch`, a Slurm job, a Kubernetes Job.
+# Identifies what started a run and restarts it with the same command line: `launch`, a
+# Slurm job, a Kubernetes Job. In the environment and in `config.json`.
 LAUNCH_ID = "MNIST_DIST_LAUNCH"
-# In the environment: a secret by which the processes of a launch know each other.
+# Environment variable: a secret with which the processes of a launch authenticate.
 TOKEN = "MNIST_DIST_TOKEN"
-# In the environment of the evaluator: when it was started, in seconds since 1970.
+# The evaluator's environment variable: when it was started, in seconds since 1970.
 EVALUATOR_SINCE = "MNIST_DIST_EVALUATOR_SINCE"
 
 _FIRST_SLURM_PORT, _NUM_SLURM_PORTS = 20_000, 10_000
@@ -88,7 +88,7 @@ def find_cluster(
     Raises:
       InputError: what was found describes no cluster.
     """
-    # Whoever sets it means this one process.
+    # CUDA_VISIBLE_DEVICES is set for one process: its GPUs are not shared.
     has_own_gpus = bool(environ.get("CUDA_VISIBLE_DEVICES"))
     if worker_hosts:
         workers = _checked(worker_hosts.split(","), name="--worker_hosts")
@@ -231,8 +231,8 @@ def _from_slurm(environ: Mapping[str, str]) -> Cluster:
         )
     job = _slurm_number(environ, "SLURM_JOB_ID")
     places = [(node, task) for node, n in enumerate(tasks) for task in range(n)]
-    # By rank, not by place on the node: unique even where nodes share an address. Far
-    # from the next job's, which may share the node.
+    # Numbered by rank, so they are unique even where nodes share an address. The next
+    # job, which may share the node, begins 64 ports further on.
     workers = [
         f"{nodes[node]}:{_FIRST_SLURM_PORT + (64 * job + rank) % _NUM_SLURM_PORTS}"
         for rank, (node, _) in enumerate(places)

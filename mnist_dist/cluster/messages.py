@@ -1,9 +1,10 @@
 """Lines of JSON between the processes of a run, on ports that anybody may reach.
 
-What comes in is bounded in bytes and time. Who knows the token of the launch can prove
-it: each side of a connection begins with a nonce, and each line begins with the
-HMAC-SHA256 of the other side's nonce and the message. So nothing that was overheard can
-be used again, and the token itself never travels. Without a token nothing is proven.
+Messages are bounded in bytes and time. Processes that share a token authenticate their
+messages: each side of a connection sends a nonce first, and each message begins with the
+HMAC-SHA256 of the other side's nonce and the text. The token itself is never sent, and a
+recorded message is not valid on another connection. Without a token nothing is
+authenticated.
 """
 
 import contextlib
@@ -30,8 +31,7 @@ class Channel:
     Attributes:
       peer_address: the other side's IP address; an IPv4 one also where the socket has
         both kinds.
-      is_proven: whether the message that came last is from somebody who knows the
-        token.
+      is_proven: whether the sender of the last message knows the token.
     """
 
     def __init__(

@@ -71,7 +71,7 @@ class StopRequest:
         self.signal_name = self.signal_name or reason
 
     def is_made(self) -> bool:
-        """Whether `request` was called or a signal has come, also one that waits."""
+        """Whether `request` was called or a signal has arrived, blocked ones included."""
         waits_for_us = self._signals and not self._is_listening
         if waits_for_us and (waiting := signal.sigtimedwait(self._signals, 0)):
             self.request(signal.Signals(waiting.si_signo).name)
@@ -79,7 +79,7 @@ class StopRequest:
 
     def __exit__(self, *exception: object) -> None:
         """Puts the earlier handlers and signal mask back."""
-        # None is the handler of a program that Python is embedded in: unknown to it.
+        # getsignal gives None for a handler that was not installed from Python.
         for number in self._signals:
             signal.signal(number, self._handlers[number] or signal.SIG_DFL)
         if self._signals:

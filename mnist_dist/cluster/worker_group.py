@@ -1,4 +1,4 @@
-"""The launcher's worker processes: started, heard and ended together."""
+"""Runs the launcher's workers: starts them, passes their output on, ends them together."""
 
 import collections
 import contextlib
@@ -143,7 +143,7 @@ def run_workers(
                 worker.process.wait()
                 if worker.log:
                     worker.log.close()
-    # One that only lost another did not fail first, though it may have ended first.
+    # A worker that ended only because it lost a peer is not the cause.
     causes = [w for w in failed if w.exit_code() != EXIT_STOPPED]
     return next(iter([*causes, *failed, *running]), None)
 
@@ -173,7 +173,7 @@ def _start(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        start_new_session=True,  # a terminal's Ctrl-C reaches it through us alone
+        start_new_session=True,  # the launcher alone passes Ctrl-C on
         preexec_fn=die_with_launcher,
     )
     log: IO[bytes] | None = None
@@ -194,7 +194,7 @@ def _open_log(model_dir: str, rank: int) -> IO[bytes]:
 
 @contextlib.contextmanager
 def _watchdog() -> Iterator[IO[bytes]]:
-    """A process that kills the workers when this one is gone and they stay.
+    """A process that kills the workers if the launcher dies and they do not end.
 
     It is there before the workers, and reads the number of each.
     """

@@ -1,4 +1,4 @@
-"""What the workers of a run tell each other through TensorFlow, and how they part."""
+"""Collectives between the workers of a run, lost workers, and the end together."""
 
 import contextlib
 import re
@@ -89,8 +89,8 @@ def leave_together(strategy: tf.distribute.Strategy, *, code: int) -> None:
     if not _has_peers(strategy):
         return
     _from_chief(strategy, np.zeros(1, np.int64))
-    # Who has passed the first barrier may end as soon as all have: then this one
-    # breaks, and that is as good as passing it.
+    # All have passed the first barrier, so each may end now. If one does, the second
+    # barrier fails here, which means the same as passing it.
     with (
         exits_unless_done_within(_LEAVING_SECONDS, code=code),
         contextlib.suppress(tf.errors.OpError),

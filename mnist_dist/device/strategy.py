@@ -104,7 +104,7 @@ def create_strategy(
 
 
 def check_all_reduce(name: str, *, num_workers: int, num_gpus: int) -> None:
-    """Checks that these workers have this way to add up.
+    """Checks that an all-reduce algorithm fits the workers and devices.
 
     Raises:
       InputError: they have not.
@@ -126,7 +126,7 @@ def device_type(strategy: tf.distribute.Strategy) -> str:
 
 
 def _bypass_proxies(cluster: Cluster, environ: MutableMapping[str, str]) -> None:
-    """Has gRPC reach the workers without the proxy that `http_proxy` names.
+    """Exempts the workers from the proxy that gRPC takes from `http_proxy`.
 
     It reads `no_grpc_proxy`, or else `no_proxy`, when it connects.
     Source: grpc, doc/environment_variables.md.
@@ -163,7 +163,7 @@ def _multi_worker_strategy(
     cluster: Cluster, *, num_gpus: int, all_reduce_alg: str, peer_timeout: float
 ) -> tf.distribute.Strategy:
     _bypass_proxies(cluster, os.environ)
-    # No public way to the time after which a silent worker is lost.
+    # The heartbeat timeout has no public setting.
     from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
     from tensorflow.python.eager import context
 
