@@ -147,7 +147,7 @@ def test_two_workers_give_the_results_of_two_replicas(model, xla, start, tmp_pat
 
 
 def wait_for_step(model_dir, step, group):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while max(list_checkpoints(str(model_dir / "checkpoints")), default=0) < step:
         assert time.monotonic() < deadline, [p.stderr() for p in group]
         time.sleep(0.005)
@@ -252,7 +252,7 @@ def test_missing_worker_is_named_in_time(start, tmp_path):
 
 def test_signal_ends_the_wait_for_a_missing_worker(start, tmp_path):
     (chief,) = start(tmp_path, "--train_steps=40", ranks=[0])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while "worker 0 is chief" not in chief.stdout():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -407,7 +407,7 @@ def test_killed_8_times_under_launch_a_run_ends_as_if_undisturbed(tmp_path):
     try:
         seen: set[int] = set()
         for number in range(8):
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 240
             while len(workers := workers_of(launcher) - seen) < 2:
                 assert launcher.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
@@ -424,8 +424,8 @@ def test_killed_8_times_under_launch_a_run_ends_as_if_undisturbed(tmp_path):
                 time.sleep(0.002)
             os.kill(rng.choice(sorted(workers)), signal.SIGKILL)
             seen |= workers
-        assert launcher.wait(timeout=120) == 0, log.read_text()
-        assert undisturbed.wait(timeout=120) == 0, (
+        assert launcher.wait(timeout=240) == 0, log.read_text()
+        assert undisturbed.wait(timeout=240) == 0, (
             tmp_path / "undisturbed.log"
         ).read_text()
     finally:

@@ -223,7 +223,7 @@ def test_killed_10_times_a_run_ends_as_if_undisturbed(start_train, train, tmp_pa
         process = start_train(killed, *flags)
         # Of four kills one anywhere, early too, and three while it trains or saves.
         if number % 4:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 240
             while max(list_checkpoints(directory), default=0) <= reached[-1]:
                 assert time.monotonic() < deadline, process.stderr()
                 time.sleep(0.002)
