@@ -173,6 +173,7 @@ def list_checkpoints() -> None:
             moment = time.localtime(row["time"])
             row["time"] = time.strftime("%Y-%m-%d %H:%M:%S", moment)
             row["is_best"] = "best" if row["is_best"] else ""
+            row["is_set_aside"] = "set aside" if row["is_set_aside"] else ""
     print(format_results(FLAGS.format, {"run": FLAGS.model_dir}, rows))
 
 

@@ -118,7 +118,10 @@ def load_restored(
     else:
         directory, step = parse_prefix(restore, flag="--restore")
         own = {os.path.realpath(d) for d in directories}
-        if listed and os.path.realpath(directory) not in own:
+        place = os.path.realpath(directory)
+        if os.path.basename(place).startswith("later-than-"):
+            place = os.path.dirname(place)  # set aside when the run went back
+        if listed and place not in own:
             raise InputError(
                 f"--restore: found {restore}, a checkpoint of another run, but "
                 f"{directories[0]} has its own (steps {listed}); expected one of these"

@@ -1,6 +1,7 @@
 """A run's checkpoints for a person: what there is, and going back to one of them."""
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from mnist_dist.run.directory import (
 )
 from mnist_dist.run.lock import open_for_writing
 from mnist_dist.run.metrics import read_accuracies, withdraw_evaluation
-from mnist_dist.run.set_aside import set_aside_later
+from mnist_dist.run.set_aside import list_set_aside_dirs, set_aside_later
 
 
 class RunCheckpoint(NamedTuple):
@@ -37,6 +38,8 @@ class RunCheckpoint(NamedTuple):
       is_best: whether it is the one kept for its accuracy.
       damage: empty; or why it cannot be read.
       path: as TensorFlow takes it.
+      is_set_aside: whether the run went back to an earlier step since, so that it
+        goes on from this one only where `--restore` names its path.
     """
 
     step: int
@@ -46,6 +49,7 @@ class RunCheckpoint(NamedTuple):
     is_best: bool
     damage: str
     path: str
+    is_set_aside: bool = False
 
 
 class Reverted(NamedTuple):
@@ -77,7 +81,7 @@ def check_run(model_dir: str) -> None:
 
 
 def list_run_checkpoints(model_dir: str) -> list[RunCheckpoint]:
-    """Returns all checkpoints that a run can go on from, newest first.
+    """Returns all checkpoints of a run, newest first; then those that were set aside.
 
     Each is read as a whole, so that damage anywhere in it is found.
 
@@ -85,13 +89,20 @@ def list_run_checkpoints(model_dir: str) -> list[RunCheckpoint]:
       InputError: the directory is not a run's.
     """
     check_run(model_dir)
+    rows = _list_in(checkpoint_dirs(model_dir), model_dir)
+    aside = _list_in(list_set_aside_dirs(model_dir), model_dir)
+    # Others may have been evaluated at these steps since.
+    return rows + [row._replace(is_set_aside=True, accuracy=None) for row in aside]
+
+
+def _list_in(directories: Sequence[str], model_dir: str) -> list[RunCheckpoint]:
     accuracies: dict[int, float] = {}
     try:
         accuracies = read_accuracies(model_dir)
     except InputError as error:
         logging.warning("%s", error)
     rows = []
-    for directory in checkpoint_dirs(model_dir):
+    for directory in directories:
         for step in checkpoints.list_checkpoints(directory):
             path = checkpoints.checkpoint_prefix(directory, step)
             time, num_bytes = checkpoints.stat_step(directory, step)
@@ -128,7 +139,7 @@ def revert_run(model_dir: str, step: int) -> Reverted:
     """
     check_run(model_dir)
     with open_for_writing(model_dir):
-        rows = list_run_checkpoints(model_dir)
+        rows = [row for row in list_run_checkpoints(model_dir) if not row.is_set_aside]
         whole = [row for row in rows if row.step == step and not row.damage]
         if not whole:
             steps = sorted({row.step for row in rows if not row.damage}, reverse=True)

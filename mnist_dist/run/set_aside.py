@@ -6,10 +6,17 @@ the next process to write to the run completes the move: no kill cuts it in two.
 """
 
 import os
+import re
 
 import tensorflow as tf
 
-from mnist_dist.files.durable import remove, replacing, reporting_errors, sync
+from mnist_dist.files.durable import (
+    list_names,
+    remove,
+    replacing,
+    reporting_errors,
+    sync,
+)
 from mnist_dist.run.checkpoints import (
     MARKER,
     checkpoint_prefix,
@@ -59,6 +66,16 @@ def finish_setting_aside(model_dir: str) -> None:
             _mark(directory, step)
     for directory in directories:
         _move(directory)
+
+
+def list_set_aside_dirs(model_dir: str) -> list[str]:
+    """Returns the folders of a run that hold checkpoints which were set aside."""
+    return [
+        os.path.join(directory, name)
+        for directory in _directories(model_dir)
+        for name in list_names(directory)
+        if re.fullmatch(r"later-than-\d+(\.\d+)?", name)
+    ]
 
 
 def _directories(model_dir: str) -> list[str]:

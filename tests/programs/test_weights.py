@@ -211,6 +211,14 @@ def test_checkpoints_are_listed_and_gone_back_to(mlp, tmp_path, run, succeed, ro
     assert os.listdir(watched) == ["ckpt-20.json"]
     assert list_checkpoints(f"{run_dir}/checkpoints") == [20]
     assert list_checkpoints(f"{run_dir}/checkpoints/later-than-20") == [60, 40]
+    found = rows("checkpoints", f"--model_dir={run_dir}")
+    assert [r["step"] for r in found if not r["is_set_aside"]] == [20]
+    aside = [r["path"] for r in found if r["is_set_aside"]]
+    (path,) = [p for p in aside if p.endswith("checkpoints/later-than-20/ckpt-60")]
+    # Forward again.
+    flags = ["train", f"--model_dir={run_dir}", f"--restore={path}"]
+    succeed(*flags, "--train_steps=70", "--override_config", "--noprogress")
+    assert list_checkpoints(f"{run_dir}/checkpoints") == [70, 60, 20]
 
 
 def test_revert_as_json_says_what_became_of_the_run(tmp_path, succeed):
@@ -220,7 +228,7 @@ def test_revert_as_json_says_what_became_of_the_run(tmp_path, succeed):
     assert json.loads(succeed("weights", "revert", *flags)) == {
         "run": str(tmp_path),
         "step": 1,
-        "set_aside": [f"{tmp_path}/checkpoints/ckpt-2", f"{tmp_path}/best/ckpt-2"],
+        "set_aside": [f"{tmp_path}/best/ckpt-2", f"{tmp_path}/checkpoints/ckpt-2"],
         "stale_exports": [f"{tmp_path}/export/2"],
     }
 
