@@ -129,10 +129,9 @@ def staging_folder(directory: str) -> Iterator[str]:
         try:
             yield folder
         finally:
-            with contextlib.suppress(
-                *FILE_ERRORS
-            ):  # an error before is the one to tell
-                remove(folder)
+            # An error before is the one to tell.
+            with contextlib.suppress(*FILE_ERRORS):
+                _remove_staging(folder)
 
 
 def list_unfinished(directory: str) -> list[str]:
@@ -166,7 +165,7 @@ def remove_unfinished(directory: str, *, is_mine: bool) -> None:
                 target = os.path.join(directory, name.removeprefix(_OLD))
                 if name.startswith(_OLD) and not os.path.lexists(target):
                     os.rename(os.path.join(folder, name), target)
-            remove(folder)
+            _remove_staging(folder)
 
 
 def _unfinished_path(directory: str) -> str:
@@ -187,6 +186,14 @@ def _lock(folder: str, held: contextlib.ExitStack) -> bool:
     return is_at(path, lock.fileno())
 
 
+def _remove_staging(folder: str) -> None:
+    """Removes a staging folder, its lock last: what a kill leaves of it is known by it."""
+    for name in list_names(folder):
+        if name != _LOCK:
+            remove(os.path.join(folder, name))
+    remove(folder)
+
+
 def _is_abandoned(folder: str, held: contextlib.ExitStack) -> bool:
     """Whether the writer of a staging folder is dead; `held` keeps the folder's lock."""
     try:
@@ -197,7 +204,9 @@ def _is_abandoned(folder: str, held: contextlib.ExitStack) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # it has no lock, or not yet; or the disk has none
+    except OSError as error:  # it has no lock, or the disk has none
+        if isinstance(error, FileNotFoundError) and not list_names(folder):
+            return True  # if its writer is about to lock it, it makes another
         return time.time() - _last_change(folder) > _ABANDONED_SECONDS
     return True
 

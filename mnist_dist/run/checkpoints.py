@@ -7,6 +7,7 @@ replica count, NumPy) finds the arrays by name.
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -170,10 +171,23 @@ def read_step(directory: str, step: int) -> Arrays:
         link to somewhere outside `directory`.
     """
     inside = os.path.realpath(directory)
-    for name in _files(directory, step):
-        if os.path.dirname(os.path.realpath(os.path.join(directory, name))) != inside:
-            raise ValueError(f"{name} is a link to outside the directory")
-    return load_arrays(checkpoint_prefix(directory, step))
+    paths = [os.path.join(directory, name) for name in _files(directory, step)]
+    # A save over an older checkpoint that was killed between its two files: the index
+    # of the data is still in the writer's folder.
+    staged = _staged_indices(directory).get(step) if is_local(directory) else None
+    if staged:
+        paths[-1:] = [staged]
+    for path in paths:
+        folder = os.path.dirname(os.path.realpath(path))
+        if inside not in (folder, os.path.dirname(folder) if path == staged else None):
+            raise ValueError(f"{os.path.basename(path)} is a link to outside the run")
+    if not staged:
+        return load_arrays(checkpoint_prefix(directory, step))
+    with tempfile.TemporaryDirectory() as folder:
+        for path in paths:
+            link = os.path.join(folder, os.path.basename(path))
+            os.symlink(os.path.abspath(path), link)
+        return load_arrays(checkpoint_prefix(folder, step))
 
 
 def stat_step(directory: str, step: int) -> tuple[float, int]:

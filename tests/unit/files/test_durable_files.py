@@ -275,6 +275,7 @@ def test_where_there_are_no_locks_the_old_go(tmp_path, monkeypatch):
     for folder in (young, old, busy):
         (folder / ".lock").touch()
     (busy / "file").touch()
+    (foreign / "file").touch()
     long_ago = time.time() - 25 * 3600
     for path in (old, old / ".lock", busy, busy / ".lock"):
         os.utime(path, (long_ago, long_ago))
@@ -283,6 +284,13 @@ def test_where_there_are_no_locks_the_old_go(tmp_path, monkeypatch):
     remove_unfinished(str(tmp_path), is_mine=True)
     assert os.listdir(tmp_path) == []
     remove_unfinished(str(tmp_path / "nothing"), is_mine=True)
+
+
+def test_folder_without_anything_in_it_is_a_dead_writer_s(tmp_path):
+    (tmp_path / ".writing-1").mkdir()
+    with replacing(f"{tmp_path}/file") as file:
+        file.write(b"x")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_writer_whose_folder_was_taken_for_an_abandoned_one_makes_another(
