@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from mnist_dist.errors import InputError
+from mnist_dist.pictures.digit_finding import find_digit
 
 PREPROCESS = ("auto", "mnist", "resize", "off")
 
@@ -14,8 +15,8 @@ PREPROCESS = ("auto", "mnist", "resize", "off")
 _SEARCH_SIDE = 256
 # MNIST's digits fill a box of 20 x 20 pixels of the 28 x 28.
 _BOX = 20 / 28
-# Share of the pixels that may differ more from the paper than the ink does.
-_SPECKS = 0.001
+# A digit whose lightest pixel is darker is made lighter.
+_FAINT = 200
 # Nearer to the paper than this share of the way to the ink is paper: its grain.
 _GRAIN = 0.05
 
@@ -94,28 +95,18 @@ def to_mnist_form(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
     if factor > 1:
         image = np.asarray(Image.fromarray(image).reduce(factor))
 
-    edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    paper = int(np.median(edge))
-    num_specks = int(image.size * _SPECKS)
-    num_up_to = np.cumsum(np.bincount(image.ravel(), minlength=256))
-    darkest, lightest = np.searchsorted(
-        num_up_to, [num_specks + 1, image.size - num_specks]
-    )
-    ink = int(darkest if paper - darkest > lightest - paper else lightest)
-    if ink == paper:
+    found = find_digit(image)
+    if found is None:
         return result
-    density = (image.astype(np.float32) - paper) / (ink - paper)
-    is_ink = density > 0.5
-    rows = np.flatnonzero(is_ink.any(axis=1))
-    columns = np.flatnonzero(is_ink.any(axis=0))
-    density = density[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    density = np.clip((density - _GRAIN) / (1 - _GRAIN), 0, 1)
+    density = np.clip((found.density - _GRAIN) / (1 - _GRAIN), 0, 1)
 
     scale = min(_BOX * height / density.shape[0], _BOX * width / density.shape[1])
     box = [max(round(scale * side), 1) for side in density.shape]
     digit = _resize(np.rint(density * 255).astype(np.uint8), *box)
     if not digit.any():  # dust, which scaling wiped away
         return result
+    if digit.max() < _FAINT:  # a thin pen, which scaling made grey
+        digit = np.rint(digit * (255 / digit.max())).astype(np.uint8)
     start = []
     for axis, side in enumerate((height, width)):
         mass = digit.sum(axis=1 - axis, dtype=np.int64)
