@@ -35,6 +35,7 @@ class Cluster:
       rank: of this worker.
       is_evaluator: this process is no worker, it follows the run and evaluates.
       has_own_gpus: the GPUs that this worker sees are not for others on its host.
+      num_allocated_nodes: of the Slurm job in which one worker runs alone.
     """
 
     source: str
@@ -42,6 +43,7 @@ class Cluster:
     rank: int = 0
     is_evaluator: bool = False
     has_own_gpus: bool = True
+    num_allocated_nodes: int = 1
 
     @property
     def num_workers(self) -> int:
@@ -64,7 +66,12 @@ class Cluster:
         if self.is_evaluator:
             return f"{self.source}: evaluator of {', '.join(self.workers)}"
         if self.num_workers == 1:
-            return f"{self.source}: one worker"
+            return f"{self.source}: one worker" + (
+                f"; Slurm has allocated {self.num_allocated_nodes} nodes, to use them all: "
+                "srun --ntasks-per-node=1 --distribution=block mnist-dist train ..."
+                if self.num_allocated_nodes > 1
+                else ""
+            )
         return (
             f"{self.source}: worker {self.rank} of {self.num_workers} "
             f"({', '.join(self.workers)}); worker 0 is chief"
@@ -112,7 +119,10 @@ def find_cluster(
         and _slurm_number(environ, "SLURM_STEP_NUM_TASKS") > 1
     ):
         return _from_slurm(environ)
-    return Cluster("no cluster")
+    nodes = environ.get("SLURM_JOB_NUM_NODES", "")
+    return Cluster(
+        "no cluster", num_allocated_nodes=int(nodes) if nodes.isdecimal() else 1
+    )
 
 
 def hides_all_gpus(environ: Mapping[str, str]) -> bool:

@@ -1,12 +1,12 @@
 """launch/slurm.sbatch: on a real Slurm, and quickly on a feigned one."""
 
 import contextlib
-import os
 import re
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,11 +20,12 @@ SCRIPT = "launch/slurm.sbatch"
 
 
 class Job:
-    def __init__(self, slurm, run, *flags, restarts=20, nodes="n1,n2"):
+    def __init__(self, slurm, run, *flags, restarts=20, nodes="n1,n2", option=None):
         self.slurm, self.run, self.log = slurm, run, run.parent / "job.log"
         self.seen = 0  # the newest checkpoint that was waited for
         self.number = slurm.submit(
             *(f"--output={self.log}", f"--nodelist={nodes}"),
+            *([option] if option else []),
             SCRIPT,
             *FLAGS,
             *flags,
@@ -89,16 +90,22 @@ def signal_twice(slurm, run):
     return job, job.end()
 
 
-def start_with_wrong_flags(slurm, run):
-    job = Job(slurm, run, "--learning_rate=inf")
+def export_few_variables_and_a_wrong_flag(slurm, run):
+    exported = f"--export=MODEL_DIR={run},MNIST_DIST_VENV={sys.prefix}"
+    job = Job(slurm, run, "--learning_rate=inf", option=exported)
+    return job, job.end()
+
+
+def start_array_with_a_wrong_flag(slurm, run):
+    job = Job(slurm, run, "--learning_rate=-$SLURM_ARRAY_TASK_ID", option="--array=7")
     return job, job.end()
 
 
 STORIES = [
     ("RequeueExit=143", signal_and_lose_a_node),
     ("no RequeueExit", signal_twice),
-    ("RequeueExit=143", start_with_wrong_flags),
-    ("no RequeueExit", start_with_wrong_flags),
+    ("RequeueExit=143", export_few_variables_and_a_wrong_flag),
+    ("no RequeueExit", start_array_with_a_wrong_flag),
 ]
 
 
@@ -153,19 +160,31 @@ def test_job_requeues_itself_where_slurm_does_not_and_restarts_have_an_end(job):
     steps = re.findall(r"stopped by SIGUSR1 at step ([\d,]+)", log)
     first, second = sorted({int(step.replace(",", "")) for step in steps})
     assert 100 <= first < second
-    assert "stopped after 1 restarts" in log
+    number = signalled.number
+    assert f"job {number} (mnist_dist), restart 0 of at most 1, 20" in log
+    assert f"job {number} (mnist_dist), restart 1 of at most 1, 20" in log
+    assert log.count(", on n[1-2]\n") == 2
+    assert "exit code 143; stopped after 1 restarts" in log
+    assert "time limit was" not in log
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("requeue_exit", REQUEUE_EXITS)
-def test_wrong_flags_are_not_tried_again(requeue_exit, job):
-    wrong, end = job(requeue_exit, start_with_wrong_flags)
+@pytest.mark.parametrize(
+    ("requeue_exit", "story", "error"),
+    [
+        ("RequeueExit=143", export_few_variables_and_a_wrong_flag, ": found inf,"),
+        ("no RequeueExit", start_array_with_a_wrong_flag, "=-7: -7.0 is not"),
+    ],
+)
+def test_wrong_flags_are_not_tried_again(requeue_exit, story, error, job):
+    wrong, end = job(requeue_exit, story)
     assert end == ("FAILED", "2:0", 0), wrong.log.read_text()
-    assert "--learning_rate: found inf, expected" in wrong.log.read_text()
+    assert f"--learning_rate{error}" in wrong.log.read_text()
 
 
 SRUN = """#!/bin/sh
-echo "of $MNIST_DIST_LAUNCH: $*"
+echo "of $MNIST_DIST_LAUNCH, exports $SLURM_EXPORT_ENV: $*"
+if [ -n "$ERROR" ]; then echo "$ERROR" >&2; fi
 for code in $TASK_CODES; do
   echo "srun: error: n1: task 0: Exited with exit code $code" >&2
   last=$code
@@ -176,8 +195,28 @@ exit $last
 SCONTROL = """#!/bin/sh
 echo "$*" >>"$LOG"
 echo "RequeueExit             = $REQUEUE_EXIT"
+echo "   StartTime=2026-01-02T03:04:05 EndTime=${END_TIME:-Unknown} Deadline=N/A"
 seq 100000
 """
+
+
+def run_script(folder, *flags, is_installed=True, **environ):
+    """Runs the script in `folder`, on a feigned Slurm."""
+    programs = {"srun": SRUN, "scontrol": SCONTROL}
+    if is_installed:
+        programs["mnist-dist"] = "#!/bin/sh\n"
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    (folder / "log").touch()
+    job = {"SLURM_JOB_ID": "7", "TASK_CODES": "0", "LOG": str(folder / "log")}
+    return subprocess.run(
+        ["bash", ROOT / SCRIPT, *flags],
+        cwd=folder,
+        env={"PATH": f"{folder}:/usr/bin:/bin", **job, **environ},
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,27 +232,79 @@ seq 100000
 def test_exit_code_of_the_job(
     tmp_path, task_codes, requeue_exit, restarts, expected, is_requeued
 ):
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    log = tmp_path / "log"
-    log.touch()
-    result = subprocess.run(
-        ["bash", ROOT / SCRIPT, "--train_steps=9"],
-        cwd=tmp_path,
-        env={
-            "PATH": f"{tmp_path}:{os.environ['PATH']}",
-            "TASK_CODES": task_codes,
-            "REQUEUE_EXIT": requeue_exit,
-            "LOG": str(log),
-            "SLURM_JOB_ID": "7",
-            "SLURM_RESTART_COUNT": str(restarts),
-        },
-        capture_output=True,
-        text=True,
+    result = run_script(
+        tmp_path,
+        "--train_steps=9",
+        TASK_CODES=task_codes,
+        REQUEUE_EXIT=requeue_exit,
+        SLURM_RESTART_COUNT=str(restarts),
     )
     assert result.returncode == expected, result.stderr
     # All starts of a job are of one launch.
-    assert result.stdout.startswith("of slurm-7: ")
+    assert result.stdout.startswith("of slurm-7, exports ALL: ")
     assert "train --model_dir=runs/slurm --train_steps=9" in result.stdout
-    assert ("requeue 7" in log.read_text()) is is_requeued
+    assert ("requeue 7" in (tmp_path / "log").read_text()) is is_requeued
+
+
+def test_start_names_job_restart_time_and_nodes(tmp_path):
+    result = run_script(
+        tmp_path,
+        SLURM_RESTART_COUNT="3",
+        MAX_RESTARTS="9",
+        SLURM_JOB_NAME="digits",
+        SLURM_JOB_NODELIST="n[1-2]",
+    )
+    assert re.match(
+        r"slurm\.sbatch: job 7 \(digits\), restart 3 of at most 9, "
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+, on n\[1-2\]\n",
+        result.stderr,
+    )
+
+
+def test_end_says_that_time_was_up_and_how_to_go_on(tmp_path):
+    def end(seconds_left):
+        end_time = datetime.now() + timedelta(seconds=seconds_left)
+        return run_script(
+            tmp_path,
+            TASK_CODES="143",
+            REQUEUE_EXIT="143",
+            SLURM_RESTART_COUNT="2",
+            MAX_RESTARTS="2",
+            END_TIME=end_time.isoformat(timespec="seconds"),
+        ).stderr
+
+    assert (
+        "the time limit was reached; stopped after 2 restarts (MAX_RESTARTS=2). Submit "
+        "the job again, without --overwrite and --restore, and runs/slurm goes on from "
+        "its newest checkpoint\n"
+    ) in end(100)
+    assert "exit code 143; stopped after 2 restarts" in end(1000)
+
+
+@pytest.mark.parametrize(
+    ("model_dir", "expected"),
+    [(None, "runs/slurm/12"), ("a b", "a b/12"), ("s$SLURM_ARRAY_TASK_ID/x", "s12/x")],
+)
+def test_each_task_of_an_array_is_a_run_with_its_own_flags(
+    tmp_path, model_dir, expected
+):
+    environ = {"MODEL_DIR": model_dir} if model_dir else {}
+    flags = ["--seed=$SLURM_ARRAY_TASK_ID", "--model=mlp"]
+    result = run_script(tmp_path, *flags, SLURM_ARRAY_TASK_ID="12", **environ)
+    assert f"train --model_dir={expected} --seed=12 --model=mlp\n" in result.stdout
+
+
+def test_job_from_another_directory_says_from_where_to_submit(tmp_path):
+    result = run_script(tmp_path, is_installed=False)
+    assert result.returncode == 2
+    assert f"found no mnist-dist in {tmp_path}/.venv/bin nor on PATH" in result.stderr
+    assert "Submit from the top of the checkout" in result.stderr
+    assert result.stdout == ""
+
+
+def test_node_that_does_not_see_the_program_is_told_from_wrong_flags(tmp_path):
+    error = "slurmstepd: error: execve(): mnist-dist: No such file or directory"
+    result = run_script(tmp_path, TASK_CODES="2", ERROR=error)
+    assert result.returncode == 2
+    assert "a node has no mnist-dist in" in result.stderr
+    assert f"from which the job is submitted, {tmp_path}" in result.stderr

@@ -42,6 +42,7 @@ def find_commands() -> Iterator[tuple[str, ...]]:
     for page in PAGES:
         for found in filter(None, map(_COMMAND.fullmatch, find_lines(page))):
             text = (found[2] or "").replace("=RANK", "=0")
+            text = text.replace("$SLURM_ARRAY_TASK_ID", "1")
             arguments = shlex.split(text, comments=True)
             if found[1] == "launch/local.sh":
                 yield "train", "--model_dir=runs/mnist", *arguments

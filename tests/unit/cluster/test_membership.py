@@ -28,6 +28,19 @@ def test_flags_come_first_then_tf_config_then_slurm_then_one_worker(slurm):
     assert find_cluster({}).is_chief
 
 
+def test_one_worker_in_an_allocation_of_several_nodes_says_how_to_use_them():
+    # What salloc sets where it is called, and with it a step of one task on a node.
+    step = {"SLURM_STEP_NODELIST": "n1", "SLURM_STEP_NUM_TASKS": "1"}
+    for environ in ({}, step):
+        line = find_cluster(environ | {"SLURM_JOB_NUM_NODES": "2"}).describe()
+        assert line == (
+            "no cluster: one worker; Slurm has allocated 2 nodes, to use them all: "
+            "srun --ntasks-per-node=1 --distribution=block mnist-dist train ..."
+        )
+        alone = find_cluster(environ | {"SLURM_JOB_NUM_NODES": "1"})
+        assert alone.describe() == "no cluster: one worker"
+
+
 def test_tf_config_without_chief_makes_worker_0_chief():
     workers = {"worker": ["a:1", "a:2", "b:1"]}
     found = [find_cluster(tf_config(workers, index=i)) for i in range(3)]
