@@ -47,8 +47,10 @@ def find_commands() -> Iterator[tuple[str, ...]]:
             if found[1] == "launch/local.sh":
                 yield "train", "--model_dir=runs/mnist", *arguments
             elif "launch/slurm.sbatch" in arguments:
-                flags = arguments[arguments.index("launch/slurm.sbatch") + 1 :]
-                yield "train", "--model_dir=runs/slurm", *flags
+                script = arguments.index("launch/slurm.sbatch")
+                is_array = any(a.startswith("--array") for a in arguments[:script])
+                model_dir = f"--model_dir=runs/slurm{'/1' * is_array}"
+                yield "train", model_dir, *arguments[script + 1 :]
             elif "..." not in text and any(word.startswith("--") for word in arguments):
                 module = found[1].rpartition("mnist_dist.")
                 yield (*([module[2]] if module[1] else []), *arguments)
