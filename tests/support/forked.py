@@ -27,7 +27,8 @@ LONGEST_SECONDS = 300.0  # that a test's process may take
 class Process:
     """A running program; `wait` gives its exit code, negative for a signal.
 
-    After that, `peak_bytes` is the most memory that it had, with what it inherited.
+    After that, `peak_bytes` is the most memory that it had, with what it inherited, and
+    `cpu_seconds` what it computed, however busy the machine was.
     One that does not end is killed after `LONGEST_SECONDS`.
     """
 
@@ -35,6 +36,7 @@ class Process:
     pid: int
     files: str
     peak_bytes: int = 0
+    cpu_seconds: float = 0.0
     code: int | None = None
 
     def kill(self, signal_number: int) -> None:
@@ -43,7 +45,9 @@ class Process:
 
     def wait(self) -> int:
         if self.code is None:
-            self.code, self.peak_bytes = self.server.request({"wait": self.pid})
+            answer = self.server.request({"wait": self.pid})
+            self.code, self.peak_bytes, milliseconds = answer
+            self.cpu_seconds = milliseconds / 1000
         return self.code
 
     def stdout(self) -> str:
@@ -168,7 +172,9 @@ def _wait(pid: int) -> list[int]:
     while True:
         found, status, usage = os.wait4(pid, os.WNOHANG)
         if found:
-            return [os.waitstatus_to_exitcode(status), usage.ru_maxrss << 10]
+            milliseconds = int(1000 * (usage.ru_utime + usage.ru_stime))
+            code = os.waitstatus_to_exitcode(status)
+            return [code, usage.ru_maxrss << 10, milliseconds]
         if time.monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.002)
