@@ -31,6 +31,7 @@ from mnist_dist.files.local import is_local, kind_at, plain_folder
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 NAME = r"ckpt-(0|[1-9][0-9]*)"
+_GOING = ".removing:ckpt-"  # and a step: the index of a checkpoint that is removed
 MARKER = ".moving-to:"  # and the name of a folder: begins the name of a `Marker`
 # What reading a damaged checkpoint raises, depending on where the damage is.
 DAMAGE = (tf.errors.OpError, IndexError, ValueError)
@@ -63,7 +64,7 @@ def list_checkpoints(directory: str) -> list[int]:
     steps = {int(match[1]) for match in matches}
     indexed = {int(match[1]) for match in matches if match[2] == "index"}
     if steps != indexed:
-        steps -= _staged_indices(directory).keys() - indexed
+        steps -= (_staged_indices(directory).keys() | _list_going(names)) - indexed
     if marker := _find_marker(names):
         steps = {step for step in steps if step <= marker.step}
     return sorted(steps, reverse=True)
@@ -100,17 +101,27 @@ def _match(name: str) -> re.Match[str] | None:
 
 
 def finish_interrupted_saves(directory: str) -> None:
-    """Completes checkpoints whose writer was killed between the data and the index.
+    """Completes what a killed writer has begun: a save, or the removal of an old one.
 
     Only for who alone writes to `directory`.
 
     Raises:
-      tf.errors.OpError, OSError: an index cannot be renamed.
+      tf.errors.OpError, OSError: an index cannot be renamed, or a file removed.
     """
     for step, index in _staged_indices(directory).items():
         final = f"{checkpoint_prefix(directory, step)}.index"
         tf.io.gfile.rename(index, final, overwrite=True)
         sync(directory)
+    for step in _list_going(list_names(directory)):
+        if not tf.io.gfile.exists(f"{checkpoint_prefix(directory, step)}.index"):
+            delete_checkpoint(directory, step)
+        remove(os.path.join(directory, f"{_GOING}{step}"))
+
+
+def _list_going(names: Iterable[str]) -> set[int]:
+    """Returns the steps of checkpoints whose removal has begun."""
+    found = [re.fullmatch(re.escape(_GOING) + r"(\d+)", name) for name in names]
+    return {int(match[1]) for match in found if match}
 
 
 def _staged_indices(directory: str) -> dict[int, str]:
@@ -283,9 +294,18 @@ def _object_graph(names: Iterable[str]) -> bytes:
 
 
 def delete_checkpoint(directory: str, step: int) -> None:
-    """Removes a step's files, the index first."""
-    for name in reversed(_files(directory, step)):
+    """Removes a step's files.
+
+    Its index changes its name first. By that `finish_interrupted_saves` knows after a
+    kill that the rest is to go; and it takes no place on a disk that is full.
+    """
+    index = f"{checkpoint_prefix(directory, step)}.index"
+    going = os.path.join(directory, f"{_GOING}{step}")
+    if tf.io.gfile.exists(index):
+        tf.io.gfile.rename(index, going, overwrite=True)
+    for name in _files(directory, step):
         remove(os.path.join(directory, name))
+    remove(going)
 
 
 def _files(directory: str, step: int) -> list[str]:

@@ -376,19 +376,40 @@ def test_checkpoint_is_on_the_disk_before_an_older_one_goes(directory, monkeypat
         synced.add(os.fstat(descriptor).st_ino)
         sync(descriptor)
 
-    def note_remove(path):
-        if os.path.basename(path).startswith("ckpt-"):
-            needed = [directory, *(f"{directory}/ckpt-4.{p}" for p in (DATA, INDEX))]
-            assert {os.stat(path).st_ino for path in needed} <= synced
-        remove(path)
+    def note_delete(directory, step):
+        needed = [directory, *(f"{directory}/ckpt-4.{p}" for p in (DATA, INDEX))]
+        assert {os.stat(path).st_ino for path in needed} <= synced
+        delete(directory, step)
 
-    remove = checkpoints.remove
+    delete = checkpoints.delete_checkpoint
     monkeypatch.setattr(os, "fsync", note_sync)
-    monkeypatch.setattr(checkpoints, "remove", note_remove)
+    monkeypatch.setattr(checkpoints, "delete_checkpoint", note_delete)
     writer = CheckpointWriter()
     writer.save(ARRAYS, directory=directory, step=4, max_to_keep=1)
     writer.close()
     assert list_checkpoints(directory) == [4]
+
+
+@pytest.mark.parametrize("num_removed", [0, 1])
+def test_removal_that_is_killed_is_no_damage_and_is_completed(
+    num_removed, directory, monkeypatch
+):
+    removed = []
+
+    def remove_until_killed(path):
+        if len(removed) == num_removed:
+            raise Killed
+        removed.append(path)
+        os.remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "remove", remove_until_killed)
+        with pytest.raises(Killed):
+            checkpoints.delete_checkpoint(directory, 2)
+    assert list_checkpoints(directory) == [3, 1]
+    checkpoints.finish_interrupted_saves(directory)
+    assert not [name for name in os.listdir(directory) if "ckpt-2" in name]
+    assert list_checkpoints(directory) == [3, 1]
 
 
 def save_without_end(directory):
