@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist.artifacts import litert, model_card
+from mnist_dist.artifacts import litert
 from mnist_dist.artifacts.saved_model import Export
 from mnist_dist.artifacts.staging import exporting, prepare_directory
 from mnist_dist.artifacts.verification import (
@@ -25,6 +25,7 @@ from mnist_dist.files.durable import (
     remove,
     reporting_errors,
 )
+from mnist_dist.inference import model_card
 from mnist_dist.inference.split_predictions import LogitsFunction
 from mnist_dist.modeling.networks import normalize
 from mnist_dist.run.config import RunConfig

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist.artifacts import model_card
 from mnist_dist.artifacts.picture_decoding import decode_picture
 from mnist_dist.artifacts.staging import exporting, prepare_directory
 from mnist_dist.artifacts.verification import (
@@ -22,6 +21,7 @@ from mnist_dist.data import Split
 from mnist_dist.device.train_state import TrainState, weight_path
 from mnist_dist.errors import InputError
 from mnist_dist.files.local import plain_folder
+from mnist_dist.inference import model_card
 from mnist_dist.modeling.forward_pass import run_forward_pass
 from mnist_dist.modeling.networks import normalize
 from mnist_dist.modeling.randomness import seed_generators

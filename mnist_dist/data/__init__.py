@@ -11,11 +11,12 @@ the arrays of `stored`; `split_checks` checks these; `loading` divides them into
 splits of a `dataset`.
 """
 
-from mnist_dist.data.dataset import Dataset, Split
+from mnist_dist.data.dataset import MNIST_CHECKSUM, Dataset, Split
 from mnist_dist.data.example_stream import ExampleStream
 from mnist_dist.data.loading import dataset_from_arrays, load_dataset
 
 __all__ = [
+    "MNIST_CHECKSUM",
     "Dataset",
     "ExampleStream",
     "Split",

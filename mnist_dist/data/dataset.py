@@ -8,6 +8,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+# `Dataset.checksum` of MNIST, which is bundled with the package.
+MNIST_CHECKSUM = "2387c2615e6e9deeb34bfac7e7fd153f3730fe7ae22a7c294f5697f1cb503ad5"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:

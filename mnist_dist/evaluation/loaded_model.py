@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist.artifacts.model_card import load_model_card
 from mnist_dist.data import Dataset
 from mnist_dist.errors import InputError
 from mnist_dist.inference.classifier import find_saved_model, load_classifier
@@ -20,6 +19,7 @@ from mnist_dist.inference.evaluation_data import (
     select_split,
     warn_of_other_data,
 )
+from mnist_dist.inference.model_card import load_model_card
 from mnist_dist.inference.split_predictions import (
     LogitsFunction,
     create_logits_function,

@@ -7,9 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from mnist_dist.data import MNIST_CHECKSUM
 from mnist_dist.errors import InputError
 from mnist_dist.files.durable import FILE_ERRORS, describe_error
 from mnist_dist.files.local import plain_folder
+from mnist_dist.inference.model_card import load_model_card
 from mnist_dist.run.directory import list_version_paths
 
 
@@ -20,12 +22,14 @@ class Classifier:
     Attributes:
       image_shape: height, width and channels (1 or 3) of the images it takes.
       num_classes: how many classes it tells apart.
+      takes_digits: whether it was trained on MNIST's digits, as its model card says.
       classify: maps images uint8 [n, height, width, channels] to probabilities and
         logits, both float32 [n, num_classes]. Any n, without a new trace.
     """
 
     image_shape: tuple[int, int, int]
     num_classes: int
+    takes_digits: bool
     classify: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -63,7 +67,7 @@ def load_classifier(path: str) -> Classifier:
     Raises:
       InputError: it is damaged, or has no signature `serving_default` that takes
         `images` uint8 [batch, height, width, 1 or 3] and gives `probabilities` and
-        `logits` float32 [batch, num_classes].
+        `logits` float32 [batch, num_classes]; or a file is not as its card says.
     """
     try:
         with plain_folder(path) as folder:
@@ -117,7 +121,13 @@ def load_classifier(path: str) -> Classifier:
         probabilities, _ = classify(np.zeros((1, *shape[1:]), np.uint8))
     except tf.errors.OpError as error:
         raise _unusable(path, error) from error
-    return Classifier(tuple(shape[1:]), probabilities.shape[1], classify)
+    card = load_model_card(path) or {}
+    return Classifier(
+        image_shape=tuple(shape[1:]),
+        num_classes=probabilities.shape[1],
+        takes_digits=(card.get("data") or {}).get("sha256") == MNIST_CHECKSUM,
+        classify=classify,
+    )
 
 
 def select_best(

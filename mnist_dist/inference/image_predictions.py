@@ -182,7 +182,10 @@ def _read(
     return read_batches(
         find_files(files),
         prepare=functools.partial(
-            fit_images, image_shape=classifier.image_shape, preprocess=preprocess
+            fit_images,
+            image_shape=classifier.image_shape,
+            preprocess=preprocess,
+            are_digits=classifier.takes_digits,
         ),
         images_per_batch=images_per_call,
         # Each may hold a large photograph; and much of the work is Python's own.
@@ -206,6 +209,7 @@ def _split(
             part,
             image_shape=classifier.image_shape,
             preprocess=preprocess,
+            are_digits=classifier.takes_digits,
             name="images",
         )
         names = [""] * len(part)

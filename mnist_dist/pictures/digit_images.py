@@ -17,6 +17,8 @@ _SEARCH_SIDE = 256
 _BOX = 20 / 28
 # A digit whose lightest pixel is darker is made lighter.
 _FAINT = 200
+# What the edge's mean and the centre of mass of MNIST's own images do not exceed.
+_DARK_EDGE, _OFF_CENTRE = 16.0, 0.75
 # Nearer to the paper than this share of the way to the ink is paper: its grain.
 _GRAIN = 0.05
 
@@ -26,6 +28,7 @@ def fit_images(
     *,
     image_shape: tuple[int, int, int],
     preprocess: str,
+    are_digits: bool = False,
     name: str,
 ) -> np.ndarray:
     """Returns pictures as a model takes them.
@@ -35,8 +38,12 @@ def fit_images(
       image_shape: height, width and channels (1 or 3) of the model's images.
       preprocess: `mnist`: made grey, then as `to_mnist_form` does it. `resize`:
         scaled to the model's size. `off`: refused if of another size. `auto`:
-        pictures of the model's size are left as they are; others become `mnist`
-        where the model takes grey images, `resize` where it takes colour.
+        pictures of the model's size are left as they are, unless they are digits that
+        are not in MNIST's form; others become `mnist` where the model takes grey
+        images, `resize` where it takes colour.
+      are_digits: whether the model knows MNIST's digits. Then a picture of its size
+        that is dark on light, off centre or reaches the edge is no image of MNIST's,
+        and `auto` makes it one.
       name: names the file in error messages.
 
     Returns:
@@ -63,6 +70,15 @@ def fit_images(
             for image in images
         ]
         images = np.stack(forms)
+    elif preprocess == "auto" and are_digits and channels == 1:
+        images = np.stack(
+            [
+                grey
+                if is_in_mnist_form(grey)
+                else to_mnist_form(grey, height=height, width=width)
+                for grey in map(_to_grey, images)
+            ]
+        )
     elif not is_of_size:
         images = np.stack([_resize(image, height, width) for image in images])
     if images.ndim == 4 and channels == 1:
@@ -70,6 +86,27 @@ def fit_images(
     if images.ndim == 3:
         images = np.repeat(images[..., np.newaxis], channels, axis=3)
     return images
+
+
+def is_in_mnist_form(image: np.ndarray) -> bool:
+    """Whether a picture may be one of MNIST's own: dark edges, centred by mass.
+
+    All 70,000 images of MNIST are: the mean of the edge is at most 8.4, and the centre
+    of mass at most 0.52 pixels from the middle of 28.
+
+    Args:
+      image: uint8 [height, width].
+    """
+    height, width = image.shape
+    edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    mass = image.sum(dtype=np.int64)
+    if edge.mean() > _DARK_EDGE or not mass:
+        return False
+    row = image.sum(axis=1, dtype=np.int64) @ np.arange(height) / mass
+    column = image.sum(axis=0, dtype=np.int64) @ np.arange(width) / mass
+    return bool(
+        abs(row - height / 2) <= _OFF_CENTRE and abs(column - width / 2) <= _OFF_CENTRE
+    )
 
 
 def to_mnist_form(image: np.ndarray, *, height: int, width: int) -> np.ndarray:

@@ -11,9 +11,9 @@ from full_disk import file_size_limit
 from run_factory import create_run, save_data_set
 
 from mnist_dist.artifacts import model_files
-from mnist_dist.artifacts.model_card import load_model_card
 from mnist_dist.errors import InputError, RunError
 from mnist_dist.files import durable
+from mnist_dist.inference.model_card import load_model_card
 from mnist_dist.inference.trained_model import load_trained_model
 
 

@@ -17,12 +17,12 @@ from run_factory import create_run, save_data_set
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from mnist_dist.artifacts import saved_model
-from mnist_dist.artifacts.model_card import load_model_card
 from mnist_dist.artifacts.picture_decoding import decode_picture
 from mnist_dist.artifacts.saved_model import export_saved_model
 from mnist_dist.data import load_dataset
 from mnist_dist.errors import InputError, RunError
 from mnist_dist.files.durable import staging_folder
+from mnist_dist.inference.model_card import load_model_card
 from mnist_dist.inference.trained_model import load_trained_model
 from mnist_dist.pictures import decoding as pictures
 from mnist_dist.pictures.digit_images import fit_images

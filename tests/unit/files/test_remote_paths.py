@@ -20,7 +20,7 @@ for train_steps in (20, 40):
     assert result.step == train_steps
 
 import tensorflow as tf
-from mnist_dist.artifacts.model_card import load_model_card
+from mnist_dist.inference.model_card import load_model_card
 from mnist_dist.run.history import list_run_checkpoints
 from mnist_dist.run.config import load_config
 

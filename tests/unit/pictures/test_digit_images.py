@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from mnist_dist.errors import InputError
-from mnist_dist.pictures.digit_images import fit_images, to_mnist_form
+from mnist_dist.pictures.digit_images import fit_images, is_in_mnist_form, to_mnist_form
 
 MNIST_SHAPE = (28, 28, 1)
 
@@ -203,3 +203,46 @@ def test_any_picture_gets_a_form(image, height, width):
 def test_strips_get_a_form(shape):
     strip = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     assert form(strip).shape == (28, 28)
+
+
+def fit_digits(images, *, preprocess="auto", are_digits=True):
+    return fit_images(
+        images,
+        image_shape=(28, 28, 1),
+        preprocess=preprocess,
+        are_digits=are_digits,
+        name="images",
+    )
+
+
+def test_images_of_mnist_go_in_as_they_are(mnist):
+    for split in (mnist.test, mnist.train):
+        assert all(is_in_mnist_form(image[..., 0]) for image in split.images)
+    np.testing.assert_array_equal(
+        fit_digits(mnist.test.images[:500]), mnist.test.images[:500]
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: 255 - x,  # dark on light
+        lambda x: 255 - x // 3,  # pencil on grey paper
+        lambda x: np.roll(x, (4, -4), axis=(1, 2)),  # off centre
+        lambda x: np.stack([255 - x[..., 0]] * 3, axis=-1),  # in colour
+    ],
+)
+def test_own_pictures_of_the_models_size_are_brought_into_mnists_form(mnist, change):
+    originals = mnist.test.images[:20]
+    pictures = change(originals)
+    found = fit_digits(pictures)
+    np.testing.assert_array_equal(found, fit_digits(pictures, preprocess="mnist"))
+    # Near the original, which the picture itself is not.
+    distance = np.abs(found.astype(int) - originals).mean(axis=(1, 2, 3))
+    grey = pictures[..., :1].astype(int)
+    assert np.all(distance < np.abs(grey - originals).mean(axis=(1, 2, 3)) / 2)
+    # A model of another data set takes its own images in any form.
+    np.testing.assert_array_equal(
+        fit_digits(pictures, are_digits=False),
+        fit_digits(pictures, preprocess="resize"),
+    )

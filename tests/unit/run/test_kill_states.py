@@ -20,12 +20,12 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator,
 )
 
-from mnist_dist.artifacts.model_card import load_model_card
 from mnist_dist.artifacts.model_export import export_model
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.evaluation import new_checkpoints
 from mnist_dist.evaluation.watch import watch_run
 from mnist_dist.inference.classifier import find_saved_model
+from mnist_dist.inference.model_card import load_model_card
 from mnist_dist.layer_weights.layer_files import load_folder, load_npz, save_layers
 from mnist_dist.layer_weights.run_layers import transplant_layers
 from mnist_dist.layer_weights.weight_sources import load_weights
