@@ -72,6 +72,7 @@ def replacing(path: str) -> Iterator[tf.io.gfile.GFile]:
       tf.errors.OpError, OSError: it cannot be written; what was there still is.
     """
     with publishing(path) as staging, tf.io.gfile.GFile(staging, "wb") as file:
+        file.write(b"")  # opens it: it is to be there also if nothing follows
         yield file
 
 

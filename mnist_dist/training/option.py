@@ -90,7 +90,7 @@ def check_value(field: dataclasses.Field[Any], value: Any) -> Any:
         parsed = parser_of(field).parse(
             value.item() if hasattr(value, "item") else value
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise OptionError(f"flag --{field.name}={value}: {error}") from None
     if isinstance(parsed, float) and not math.isfinite(parsed):
         raise OptionError(f"--{field.name}: found {parsed}, expected a finite number")

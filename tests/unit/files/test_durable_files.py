@@ -63,6 +63,12 @@ def test_file_is_the_old_one_until_the_new_one_is_whole(directory):
     assert list_names(directory) == ["file"]
 
 
+def test_file_may_be_empty(directory):
+    with replacing(f"{directory}/file"):
+        pass
+    assert read(f"{directory}/file") == b""
+
+
 def test_folder_appears_with_all_that_is_in_it_or_not_at_all(directory):
     path = f"{directory}/1"
     with breaking(), publishing(path) as staging:
