@@ -16,8 +16,8 @@ from mnist_dist.inference.evaluation_data import (
 )
 from mnist_dist.inference.trained_model import TrainedModel, load_trained_model
 from mnist_dist.modeling.networks import ModelChoice
+from mnist_dist.run.directory import check_own, list_version_paths
 from mnist_dist.run.directory import export_dir as default_export_dir
-from mnist_dist.run.directory import list_version_paths
 
 FORMATS = ("saved_model", *FILE_FORMATS)
 
@@ -96,6 +96,8 @@ def export_model(
         model_dir, model=model, checkpoint=checkpoint, use_ema=use_ema
     )
     data = _load_data(trained, data_dir)
+    if export_dir is None:
+        check_own(model_dir)
     directory = export_dir or default_export_dir(model_dir)
     about: dict[str, Any] = {
         "config": trained.config,

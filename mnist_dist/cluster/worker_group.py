@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from mnist_dist.cluster.stop_request import STOP_SIGNALS, stop_signals
-from mnist_dist.errors import EXIT_STOPPED
+from mnist_dist.errors import EXIT_STOPPED, InputError
+from mnist_dist.files.local import open_to_write
 
 STOP_SECONDS = 60.0  # that a worker may take to save after a signal
 LOST_SECONDS = 2.0  # that a worker may take to end after another has failed
@@ -179,7 +180,7 @@ def _start(
     log: IO[bytes] | None = None
     try:
         log = _open_log(model_dir, rank) if model_dir else None
-    except OSError as error:
+    except (OSError, InputError) as error:
         say(f"worker {rank}: its output is not kept: {error}")
     return Worker(rank, process, log, collections.deque(maxlen=_LAST_WORDS))
 
@@ -188,8 +189,11 @@ def _open_log(model_dir: str, rank: int) -> IO[bytes]:
     if "://" in model_dir:
         raise OSError(f"{model_dir} is not on this host")
     directory = os.path.join(model_dir, "logs")
+    if os.path.islink(directory):
+        raise OSError(f"{directory} is a link")
     os.makedirs(directory, exist_ok=True)
-    return open(os.path.join(directory, f"worker-{rank}.log"), "ab")
+    path = os.path.join(directory, f"worker-{rank}.log")
+    return open(open_to_write(path, os.O_WRONLY | os.O_APPEND), "ab")
 
 
 @contextlib.contextmanager

@@ -16,13 +16,14 @@ from mnist_dist.evaluation.loaded_model import LoadedModel, load_data
 from mnist_dist.evaluation.model_evaluation import describe_data, evaluate_loaded
 from mnist_dist.evaluation.new_checkpoints import NewCheckpoint, follow_checkpoints
 from mnist_dist.evaluation.summaries import save_summaries
-from mnist_dist.files.durable import is_local
+from mnist_dist.files.durable import is_local, remove_unfinished
 from mnist_dist.inference import trained_model
 from mnist_dist.modeling.networks import ModelChoice
 from mnist_dist.run.checkpoints import list_checkpoints
 from mnist_dist.run.config import RunConfig
 from mnist_dist.run.directory import (
     check_directory,
+    check_own,
     checkpoint_dirs,
     remove_evaluations,
     watch_dir,
@@ -92,6 +93,9 @@ def watch_run(
     """
     directory = summary_dir or watch_dir(model_dir)
     check_directory(directory, flag="--summary_dir")
+    if summary_dir is None:
+        check_own(model_dir)
+    remove_unfinished(directory, is_mine=False)
     watcher = _Watcher(
         create_strategy(
             distribution_strategy, num_gpus=num_gpus, logical_cpus=logical_cpus
