@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from PIL import Image
 
@@ -17,6 +19,8 @@ _SEARCH_SIDE = 256
 _BOX = 20 / 28
 # A digit whose lightest pixel is darker is made lighter.
 _FAINT = 200
+# A picture is rarely longer in one direction than so many times the other.
+_MAX_ELONGATION = 4
 # What the edge's mean and the centre of mass of MNIST's own images do not exceed.
 _DARK_EDGE, _OFF_CENTRE = 16.0, 0.75
 # Nearer to the paper than this share of the way to the ink is paper: its grain.
@@ -34,7 +38,8 @@ def fit_images(
     """Returns pictures as a model takes them.
 
     Args:
-      images: uint8 [n, height, width] or [n, height, width, 1 or 3], of any size.
+      images: uint8 [n, height, width] or [n, height, width, 1 or 3], of any size; or
+        [height, width], one picture, or [n, pixels], flat images of the model's size.
       image_shape: height, width and channels (1 or 3) of the model's images.
       preprocess: `mnist`: made grey, then as `to_mnist_form` does it. `resize`:
         scaled to the model's size. `off`: refused if of another size. `auto`:
@@ -51,9 +56,12 @@ def fit_images(
       into grey (its luma) and grey into colour as the model needs it.
 
     Raises:
-      InputError: with `off`, the pictures are of another size.
+      InputError: with `off`, the pictures are of another size; or an array may be one
+        picture or flat images.
     """
     height, width, channels = image_shape
+    if images.ndim == 2:
+        images = _unflatten(images, image_shape, name=name)
     is_of_size = images.shape[1:3] == (height, width)
     if preprocess == "auto" and not is_of_size:
         preprocess = "mnist" if channels == 1 else "resize"
@@ -86,6 +94,22 @@ def fit_images(
     if images.ndim == 3:
         images = np.repeat(images[..., np.newaxis], channels, axis=3)
     return images
+
+
+def _unflatten(
+    array: np.ndarray, image_shape: tuple[int, int, int], *, name: str
+) -> np.ndarray:
+    """Tells one picture from flat images of the model's size, one in each row."""
+    rows, columns = array.shape
+    if columns != math.prod(image_shape) or array.shape == image_shape[:2]:
+        return array[np.newaxis]
+    if columns / _MAX_ELONGATION < rows < columns * _MAX_ELONGATION:
+        raise InputError(
+            f"{name}: found an array {rows}x{columns}, which may be one picture or "
+            f"{rows} flat images of {'x'.join(map(str, image_shape))}; expected "
+            f"[{rows}, {', '.join(map(str, image_shape))}] or [1, {rows}, {columns}]"
+        )
+    return array.reshape(rows, *image_shape)
 
 
 def is_in_mnist_form(image: np.ndarray) -> bool:

@@ -95,7 +95,8 @@ def read_batches(
 
     Args:
       files: paths; `-` is standard input. An `InputError` among them is passed on.
-      prepare: called with pictures uint8 [n, h, w] or [n, h, w, 1 or 3] and `name`,
+      prepare: called with pictures uint8 [n, h, w] or [n, h, w, 1 or 3], or with an
+        array [h, w] that is one picture or has a flat one in each row, and `name`,
         which names the file in errors; returns them uint8 [n, height, width,
         channels]. Called in several threads.
       images_per_batch: a batch has at least so many pictures, but for the last and those
@@ -314,6 +315,9 @@ def _read_npy(
             f"{name}: found values in Fortran order, expected C order "
             "(numpy.ascontiguousarray)"
         )
+    if len(shape) == 2:
+        # One picture, or many flat ones: whoever prepares them knows the model's size.
+        return (p[0] for p in _read_pieces(stream, (1, *shape), piece_size, name=name))
     return _read_pieces(
         stream, (1, *shape) if is_picture else shape, piece_size, name=name
     )

@@ -246,3 +246,18 @@ def test_own_pictures_of_the_models_size_are_brought_into_mnists_form(mnist, cha
         fit_digits(pictures, are_digits=False),
         fit_digits(pictures, preprocess="resize"),
     )
+
+
+@pytest.mark.parametrize("count", [1, 3, 40, 5000])
+def test_flat_images_are_images(mnist, count):
+    images = np.resize(mnist.test.images, (count, 28, 28, 1))
+    found = fit_digits(images.reshape(count, 784))
+    np.testing.assert_array_equal(found, images)
+
+
+def test_array_that_may_be_a_picture_or_flat_images_is_refused():
+    with pytest.raises(
+        InputError, match="600x784, which may be one picture or 600 flat"
+    ):
+        fit_digits(np.zeros((600, 784), np.uint8))
+    assert fit_digits(np.zeros((60, 50), np.uint8)).shape == (1, 28, 28, 1)

@@ -31,6 +31,7 @@ MEBIBYTE = 1 << 20
 
 
 def as_is(images, *, name):
+    images = images[np.newaxis] if images.ndim == 2 else images
     return images if images.ndim == 4 else images[..., np.newaxis]
 
 
