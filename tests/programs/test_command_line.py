@@ -1,6 +1,7 @@
 """`mnist-dist VERB`: what a person sees of each program before it runs."""
 
 import ast
+import inspect
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import pytest
 
 import mnist_dist
 from mnist_dist.__main__ import VERBS
+from mnist_dist.cli import model_flags
 from mnist_dist.run.checkpoints import load_arrays
 from mnist_dist.training.options import FLAG_FIELDS
 
@@ -53,6 +55,9 @@ def test_help_has_the_manual_and_every_flag(verb, folder):
     manual = ast.get_docstring(ast.parse(source))
     assert result.stdout.startswith(manual)
     defined = re.findall(r'^(?:\w+ = )?[\w.]+\(\s*"(\w+)"', source, re.MULTILINE)
+    for function in re.findall(r"model_flags\.(define_\w+)\(", source):
+        shared = inspect.getsource(getattr(model_flags, function))
+        defined += re.findall(r'flags\.DEFINE\w*\(\s*"(\w+)"', shared)
     if verb in ("train", "doctor"):
         defined = [*FLAG_FIELDS, *(["format"] if verb == "doctor" else [])]
     assert len(defined) >= 5

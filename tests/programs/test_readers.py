@@ -14,15 +14,15 @@ STEPS = 60
 LIVE = """
 import runpy, sys
 import numpy as np
-from mnist_dist.artifacts import saved_model
+from mnist_dist.training import ending
 from mnist_dist.data import load_dataset
 from mnist_dist.artifacts.verification import inference_logits
-answers, export = sys.argv.pop(1), saved_model.export_saved_model
+answers, export = sys.argv.pop(1), ending.export_saved_model
 def classify_and_export(state, *args, **kwargs):
     logits = inference_logits(state, load_dataset().test.images)
     np.save(answers, logits.argmax(axis=1))
     return export(state, *args, **kwargs)
-saved_model.export_saved_model = classify_and_export
+ending.export_saved_model = classify_and_export
 runpy.run_module("mnist_dist.train", run_name="__main__", alter_sys=True)
 """
 TENSORFLOW = """
