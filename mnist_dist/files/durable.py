@@ -1,8 +1,8 @@
 """Files that a reader, a kill or a power failure finds whole or not at all.
 
-A path with a scheme, as `gs://bucket/run`, is opened by TensorFlow. On a local one the
-operating system is asked itself where TensorFlow cannot keep a promise: it knows no
-fsync, tears what is appended into writes of 4,096 bytes, and deletes through links.
+TensorFlow opens paths with a scheme, as `gs://bucket/run`. For local paths the operating
+system is called directly where TensorFlow falls short: it has no fsync, splits what is
+appended into writes of 4,096 bytes, and deletes through links.
 """
 
 import contextlib
@@ -23,13 +23,15 @@ import tensorflow as tf
 from mnist_dist.errors import RunError
 from mnist_dist.files.local import is_at, is_local
 
-# What reading or writing raises: of TensorFlow, of the operating system.
+# What TensorFlow and the operating system raise when a file cannot be used.
 FILE_ERRORS = (tf.errors.OpError, OSError)
 
-# No reader takes such a name for data: TensorBoard, TensorFlow Serving, ourselves.
+# Begins the name of a staging folder. TensorBoard, TensorFlow Serving and this package
+# ignore such names.
 _UNFINISHED = ".writing-"
-_LOCK = ".lock"  # in a staging folder, held by its writer
-_OLD = ".old:"  # and the name of a folder that is being replaced, likewise
+# In a staging folder: a file that its writer locks, and a folder that is being replaced.
+_LOCK = ".lock"
+_OLD = ".old:"
 _ABANDONED_SECONDS = 86400.0  # where no lock tells whether a writer lives
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
@@ -66,7 +68,7 @@ def list_names(directory: str) -> list[str]:
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[tf.io.gfile.GFile]:
-    """Gives a file to write; it is `path` once it is whole and on the disk.
+    """Yields a file to write, which gets the name `path` once it is whole and on disk.
 
     Raises:
       tf.errors.OpError, OSError: it cannot be written; what was there still is.
@@ -78,13 +80,13 @@ def replacing(path: str) -> Iterator[tf.io.gfile.GFile]:
 
 @contextlib.contextmanager
 def publishing(path: str, *, overwrite: bool = True) -> Iterator[str]:
-    """Gives a path to write a file or a folder to; once on the disk, it is `path`.
+    """Yields a path to write a file or a folder to; once on disk, it becomes `path`.
 
-    After an error nothing of it is left; what a kill leaves, the next one to publish in
-    this directory removes. It takes its name in one step, also where it replaces a
-    folder. Some network disks cannot swap two folders: there it takes two steps, and
-    after a kill between them `remove_unfinished` puts the old folder back. With a
-    scheme it is sent file by file, and may be left in part.
+    After an error nothing of it is left. After a kill the next process that publishes in
+    this directory removes the rest. The name changes hands in one step, also where a
+    folder is replaced. Some network disks cannot swap two folders: there it takes two
+    steps, and after a kill between them `remove_unfinished` puts the old folder back.
+    To a path with a scheme the files are copied one by one, and a kill may leave some.
 
     Raises:
       tf.errors.AlreadyExistsError: there is something at `path`, and no `overwrite`.

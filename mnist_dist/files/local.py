@@ -124,10 +124,10 @@ def _is_pattern(path: str) -> bool:
 
 @contextlib.contextmanager
 def plain_folder(path: str) -> Iterator[str]:
-    """Gives a path of a folder for TensorFlow's readers of checkpoints and SavedModels.
+    """Yields a path of a folder for TensorFlow's readers of checkpoints and SavedModels.
 
-    They take some characters in a path for a pattern. The folder then goes by another
-    path that has none of them, as long as the block lasts.
+    These readers take some characters in a path for a pattern. If there is one, the
+    block gets another path of the same folder, which is valid until the block ends.
 
     Raises:
       OSError: the folder cannot be opened.

@@ -1,4 +1,4 @@
-"""Which checkpoint is meant, of those that lie there, and all that it holds."""
+"""Chooses a checkpoint of a run: the newest that is whole, or the one asked for."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from mnist_dist.files.arrays import Arrays, Specs, check_specs, describe_nonfini
 from mnist_dist.files.durable import describe_error
 from mnist_dist.run import checkpoints
 
-_TRIES = 5  # at a listing that a running training changes while it is read
+_TRIES = 5  # to list checkpoints that a training replaces while they are read
 
 
 def read_newest(directories: Sequence[str]) -> tuple[str, Arrays] | None:

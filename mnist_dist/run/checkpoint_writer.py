@@ -24,15 +24,15 @@ class CheckpointWriter:
         max_to_keep: int,
         first: Callable[[], None] | None = None,
     ) -> None:
-        """Begins to write `directory/ckpt-<step>`; older ones past the limit go.
+        """Begins to write `directory/ckpt-<step>`; the oldest past the limit are removed.
 
         Waits while two are being written.
 
         Args:
           arrays: what to write, by name; not to be changed any more.
-          directory: of checkpoints.
-          step: number of this one.
-          max_to_keep: checkpoints that stay in the directory.
+          directory: holds the checkpoints.
+          step: updates done, which names the checkpoint.
+          max_to_keep: how many of the newest checkpoints stay.
           first: called in the background before anything is written.
 
         Raises:

@@ -183,11 +183,11 @@ def read_step(directory: str, step: int) -> Arrays:
     """
     inside = os.path.realpath(directory)
     paths = [os.path.join(directory, name) for name in _files(directory, step)]
-    # A save over an older checkpoint that was killed between its two files: the index
-    # of the data is still in the writer's folder.
+    # After a kill between the two files of a save over an older checkpoint, the index
+    # that belongs to the data is still in the writer's folder.
     staged = _staged_indices(directory).get(step) if is_local(directory) else None
     if staged:
-        paths[-1:] = [staged]
+        paths = [path for path in paths if not path.endswith(".index")] + [staged]
     for path in paths:
         folder = os.path.dirname(os.path.realpath(path))
         if inside not in (folder, os.path.dirname(folder) if path == staged else None):
@@ -204,7 +204,7 @@ def read_step(directory: str, step: int) -> Arrays:
 def stat_step(directory: str, step: int) -> tuple[float, int]:
     """Returns when a step's files were written, in seconds since 1970, and their bytes.
 
-    Those that go meanwhile do not count.
+    Files that the run removes meanwhile do not count.
     """
     stats = []
     for name in _files(directory, step):
@@ -226,9 +226,9 @@ def save_checkpoint(
 
     Args:
       arrays: what to write, by name.
-      directory: of checkpoints.
-      step: number of this one.
-      max_to_keep: checkpoints that stay in the directory; None: all.
+      directory: holds the checkpoints; made if it is not there, but not its parents.
+      step: updates done, which names the checkpoint.
+      max_to_keep: how many of the newest checkpoints stay; None: all.
       first: called before anything is written.
 
     Raises:
@@ -239,7 +239,7 @@ def save_checkpoint(
     prefix = checkpoint_prefix(directory, step)
     with reporting_errors(prefix, so="the ones before it are intact"):
         if not tf.io.gfile.isdir(directory):
-            # Not its parents: a run that was deleted meanwhile must not come back.
+            # A run that was deleted meanwhile must not come back.
             make = tf.io.gfile.mkdir if is_local(directory) else tf.io.gfile.makedirs
             make(directory)
         _write(arrays, directory=directory, step=step)
@@ -296,8 +296,9 @@ def _object_graph(names: Iterable[str]) -> bytes:
 def delete_checkpoint(directory: str, step: int) -> None:
     """Removes a step's files.
 
-    Its index changes its name first. By that `finish_interrupted_saves` knows after a
-    kill that the rest is to go; and it takes no place on a disk that is full.
+    The index is renamed first: by its new name `finish_interrupted_saves` knows after a
+    kill that the other files must be removed too. A rename needs no space on a full
+    disk.
     """
     index = f"{checkpoint_prefix(directory, step)}.index"
     going = os.path.join(directory, f"{_GOING}{step}")

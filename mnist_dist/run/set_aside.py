@@ -1,8 +1,9 @@
-"""Later checkpoints out of the way: a run that goes back neither counts nor loses them.
+"""Moves later checkpoints out of the way when a run goes back to an earlier step.
 
-Those past a step move to a folder `later-than-<step>` beside them. A marker in each
-directory comes first and goes last. While it is there nothing past the step counts, and
-the next process to write to the run completes the move: no kill cuts it in two.
+They go to a folder `later-than-<step>` beside them, and are no longer part of the run. A
+marker is written to each directory before the move and removed after it. While it is
+there, checkpoints past the step do not count; and after a kill the next process that
+writes to the run completes the move.
 """
 
 import os
