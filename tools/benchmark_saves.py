@@ -25,7 +25,7 @@ with program.quiet_imports():
     from mnist_dist.device.strategy import create_strategy
     from mnist_dist.run.best import Best
     from mnist_dist.run.checkpoints import list_checkpoints
-    from mnist_dist.run.directory import checkpoint_dir
+    from mnist_dist.run.paths import checkpoint_dir
     from mnist_dist.training.host_loop import HostLoop
     from mnist_dist.training.job import create_host_loop, create_job
     from mnist_dist.training.options import TrainingOptions

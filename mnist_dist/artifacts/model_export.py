@@ -17,7 +17,7 @@ from mnist_dist.inference.evaluation_data import (
 from mnist_dist.inference.trained_model import TrainedModel, load_trained_model
 from mnist_dist.modeling.networks import ModelChoice
 from mnist_dist.run.directory import check_own, list_version_paths
-from mnist_dist.run.directory import export_dir as default_export_dir
+from mnist_dist.run.paths import export_dir as default_export_dir
 
 FORMATS = ("saved_model", *FILE_FORMATS)
 

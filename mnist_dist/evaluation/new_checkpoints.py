@@ -14,9 +14,9 @@ from mnist_dist.errors import InputError
 from mnist_dist.files.arrays import Arrays
 from mnist_dist.files.durable import is_local
 from mnist_dist.run import checkpoints
+from mnist_dist.run.activity import is_being_written
 from mnist_dist.run.config import RunConfig, load_run_config
-from mnist_dist.run.directory import checkpoint_dir, config_path
-from mnist_dist.run.lock import is_being_written
+from mnist_dist.run.paths import checkpoint_dir, config_path
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10.0  # in which a training that was started may come to write

@@ -23,7 +23,7 @@ from mnist_dist.evaluation.classification_report import (
     surest_mistakes,
 )
 from mnist_dist.files.durable import replacing, reporting_errors
-from mnist_dist.run.directory import evaluation_events_path
+from mnist_dist.run.paths import evaluation_events_path
 
 _GRID = 6  # mistakes shown, a row and a column
 _CELL_PIXELS = 24  # of a confusion matrix, which TensorBoard would blur

@@ -21,13 +21,8 @@ from mnist_dist.inference import trained_model
 from mnist_dist.modeling.networks import ModelChoice
 from mnist_dist.run.checkpoints import list_checkpoints
 from mnist_dist.run.config import RunConfig
-from mnist_dist.run.directory import (
-    check_directory,
-    check_own,
-    checkpoint_dirs,
-    remove_evaluations,
-    watch_dir,
-)
+from mnist_dist.run.directory import check_directory, check_own, remove_evaluations
+from mnist_dist.run.paths import checkpoint_dirs, watch_dir
 
 
 @dataclasses.dataclass(frozen=True)

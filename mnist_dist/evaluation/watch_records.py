@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from mnist_dist.errors import InputError
 from mnist_dist.files.durable import replacing, reporting_errors
-from mnist_dist.run.directory import evaluation_path, list_evaluations
+from mnist_dist.run.directory import list_evaluations
+from mnist_dist.run.paths import evaluation_path
 
 
 def save_record(directory: str, step: int, record: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from mnist_dist.inference.classifier import (
 )
 from mnist_dist.pictures.digit_images import PREPROCESS, fit_images
 from mnist_dist.pictures.image_files import Batch, find_files, read_batches
-from mnist_dist.run.directory import export_dir as default_export_dir
+from mnist_dist.run.paths import export_dir as default_export_dir
 
 _IMAGES_PER_CALL = 256
 

@@ -15,7 +15,7 @@ from mnist_dist.files.arrays import Arrays, check_specs
 from mnist_dist.modeling.networks import ModelChoice, create_model
 from mnist_dist.run import checkpoint_choice
 from mnist_dist.run.config import RunConfig, load_run_config
-from mnist_dist.run.directory import best_dir, checkpoint_dirs, config_path
+from mnist_dist.run.paths import best_dir, checkpoint_dirs, config_path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,8 @@ from mnist_dist.layer_weights.layer_files import (
     load_npz,
 )
 from mnist_dist.run import checkpoints
-from mnist_dist.run.directory import checkpoint_dirs, list_version_paths
+from mnist_dist.run.directory import list_version_paths
+from mnist_dist.run.paths import checkpoint_dirs
 
 
 class Weights(NamedTuple):

@@ -17,18 +17,13 @@ import mnist_dist
 from mnist_dist.cluster.membership import LAUNCH_ID
 from mnist_dist.errors import InputError
 from mnist_dist.files.arrays import Arrays
-from mnist_dist.files.durable import describe_error, replacing, reporting_errors
-from mnist_dist.files.local import read_bytes
+from mnist_dist.files.durable import replacing, reporting_errors
 from mnist_dist.run.best import Best
 from mnist_dist.run.checkpoints import list_checkpoints
-from mnist_dist.run.directory import (
-    checkpoint_dirs,
-    config_path,
-    flag_file_path,
-)
+from mnist_dist.run.config_file import load_config
+from mnist_dist.run.paths import checkpoint_dirs, config_path, flag_file_path
 from mnist_dist.run.plan import StoppingRule
 
-_MAX_BYTES = 1 << 24  # of config.json
 _MAX_IMAGE_VALUES = 1 << 24
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -218,34 +213,6 @@ def _entry(
     if choices and value not in choices:
         raise ValueError(f"{shown}, not {' or '.join(choices)}")
     return value
-
-
-def load_config(model_dir: str) -> dict[str, Any] | None:
-    """Reads `config.json`; None where there is none.
-
-    Raises:
-      InputError: it is no regular file, or not what `save_config` wrote.
-    """
-    path = config_path(model_dir)
-    content = read_bytes(path, max_bytes=_MAX_BYTES)
-    if content is None:
-        return None
-    try:
-        config = json.loads(content, parse_constant=_refuse_constant)
-        if not isinstance(config, dict):
-            raise ValueError("it is no object")
-        for section in ("settings", "flags", "resolved"):
-            if not isinstance(config.get(section), dict):
-                raise ValueError(f"it has no object {section!r}")
-        return config
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}: expected the settings of a run, as JSON: {describe_error(error)}"
-        ) from error
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
 
 
 def load_patience(model_dir: str) -> int | None:

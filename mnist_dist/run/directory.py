@@ -13,11 +13,11 @@ from mnist_dist.files.durable import (
 )
 from mnist_dist.files.local import check_readable, is_local, kind_at
 from mnist_dist.run.checkpoints import list_checkpoints
+from mnist_dist.run.paths import LOCK, checkpoint_dirs
 
 # What a run writes, the settings last.
 _FOLDERS = ("checkpoints", "best", "train", "eval", "eval_watch", "export")
 _FILES = ("metrics.jsonl", "config.flags", "config.json")
-LOCK = ".lock"
 
 
 def check_directory(directory: str, *, flag: str) -> None:
@@ -97,46 +97,6 @@ def delete_run(model_dir: str) -> None:
             ) from error
 
 
-def checkpoint_dir(model_dir: str) -> str:
-    """Returns where the newest checkpoints lie."""
-    return os.path.join(model_dir, "checkpoints")
-
-
-def best_dir(model_dir: str) -> str:
-    """Returns where the best checkpoint so far lies."""
-    return os.path.join(model_dir, "best")
-
-
-def checkpoint_dirs(model_dir: str) -> list[str]:
-    """Returns where all checkpoints lie that a run can go on from."""
-    return [checkpoint_dir(model_dir), best_dir(model_dir)]
-
-
-def export_dir(model_dir: str) -> str:
-    """Returns where SavedModels lie by default."""
-    return os.path.join(model_dir, "export")
-
-
-def watch_dir(model_dir: str) -> str:
-    """Returns where `evaluate --watch` writes by default."""
-    return os.path.join(model_dir, "eval_watch")
-
-
-def metrics_path(model_dir: str) -> str:
-    """Returns where every training and evaluation metric is recorded, as JSON lines."""
-    return os.path.join(model_dir, "metrics.jsonl")
-
-
-def flag_file_path(model_dir: str) -> str:
-    """Returns where the settings of a run are recorded as a flag file."""
-    return os.path.join(model_dir, "config.flags")
-
-
-def config_path(model_dir: str) -> str:
-    """Returns where the settings of a run are recorded."""
-    return os.path.join(model_dir, "config.json")
-
-
 def list_versions(directory: str) -> list[int]:
     """Returns the version numbers taken in a directory of SavedModels, highest first.
 
@@ -159,19 +119,6 @@ def list_version_paths(directory: str) -> list[str]:
 def _list_numbers(directory: str) -> list[str]:
     names = [n for n in list_names(directory) if n.isascii() and n.isdigit()]
     return sorted(names, key=int, reverse=True)
-
-
-def evaluation_path(directory: str, step: int) -> str:
-    """Returns where `evaluate --watch` records what it found at a step, as JSON."""
-    return os.path.join(directory, f"ckpt-{step}.json")
-
-
-def evaluation_events_path(directory: str, step: int) -> str:
-    """Returns where `evaluate` writes what TensorBoard shows of a step.
-
-    TensorBoard reads the files of a directory in the order of their names.
-    """
-    return os.path.join(directory, f"events.out.tfevents.{step:012}.v2")
 
 
 def list_evaluations(directory: str) -> set[int]:

@@ -13,17 +13,17 @@ from mnist_dist.files.arrays import Arrays
 from mnist_dist.files.durable import publishing, reporting_errors
 from mnist_dist.files.untrusted import quoted
 from mnist_dist.run import checkpoints
-from mnist_dist.run.directory import (
+from mnist_dist.run.directory import list_versions, remove_evaluations
+from mnist_dist.run.lock import open_for_writing
+from mnist_dist.run.metrics import withdraw_evaluation
+from mnist_dist.run.paths import (
     best_dir,
     checkpoint_dir,
     checkpoint_dirs,
     export_dir,
-    list_versions,
-    remove_evaluations,
     watch_dir,
 )
-from mnist_dist.run.lock import open_for_writing
-from mnist_dist.run.metrics import read_accuracies, withdraw_evaluation
+from mnist_dist.run.records import read_accuracies
 from mnist_dist.run.set_aside import list_set_aside_dirs, set_aside_later
 
 

@@ -17,9 +17,10 @@ from mnist_dist.files.durable import (
     remove_unfinished,
     reporting_errors,
 )
-from mnist_dist.files.local import is_at, is_local, kind_at, open_to_write
+from mnist_dist.files.local import is_at, is_local, open_to_write
 from mnist_dist.run.checkpoints import finish_interrupted_saves
-from mnist_dist.run.directory import LOCK, check_own, checkpoint_dirs
+from mnist_dist.run.directory import check_own
+from mnist_dist.run.paths import LOCK, checkpoint_dirs
 from mnist_dist.run.set_aside import finish_setting_aside
 
 _PAUSES = (0.01, 0.1)  # seconds between attempts to take the lock
@@ -137,21 +138,6 @@ def _take(lock: BinaryIO) -> None:
             return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         time.sleep(seconds)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def is_being_written(model_dir: str) -> bool:
-    """Whether a process holds the lock of a run; False where there are no locks."""
-    path = os.path.join(model_dir, LOCK)
-    if not is_local(model_dir) or kind_at(path) != "a file":
-        return False
-    try:
-        with open(path, "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # nobody has written yet; or none can be locked here
-        pass
-    return False
 
 
 def _warn_of_no_lock(model_dir: str, why: str) -> None:

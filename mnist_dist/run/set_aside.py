@@ -24,7 +24,7 @@ from mnist_dist.run.checkpoints import (
     find_marker,
     list_later,
 )
-from mnist_dist.run.directory import best_dir, checkpoint_dir
+from mnist_dist.run.paths import best_dir, checkpoint_dir
 
 _SO = "no checkpoint is lost"
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from mnist_dist.artifacts.saved_model import export_saved_model
-from mnist_dist.run import checkpoints, directory
+from mnist_dist.run import checkpoints, paths
 from mnist_dist.run.best import Best
 from mnist_dist.run.config import load_run_config, save_config, save_flag_file
 from mnist_dist.training import description
@@ -53,7 +53,7 @@ def complete_run(
         ended={"step": result.step, "reason": reason},
     )
     has_best = loop.best.step >= 0
-    folder = directory.checkpoint_dir(options.model_dir)
+    folder = paths.checkpoint_dir(options.model_dir)
     result = dataclasses.replace(
         result,
         accuracy=recorder.log.last_eval_accuracy(),
@@ -69,7 +69,7 @@ def complete_run(
         _take_exported_weights(options, job, loop.best)
         export = export_saved_model(
             job.state,
-            options.export_dir or directory.export_dir(options.model_dir),
+            options.export_dir or paths.export_dir(options.model_dir),
             config=load_run_config(options.model_dir),
             uses_ema=options.ema_decay > 0,
             evaluation=job.dataset.evaluation,
@@ -93,5 +93,5 @@ def _take_exported_weights(options: TrainingOptions, job: Job, best: Best) -> No
         options.export_checkpoint == "auto" and chooses
     )
     if wants_best and best.step not in (-1, int(job.state.step.numpy())):
-        folder = directory.best_dir(options.model_dir)
+        folder = paths.best_dir(options.model_dir)
         job.state.from_arrays(checkpoints.read_step(folder, best.step))

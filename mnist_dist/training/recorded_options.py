@@ -11,8 +11,9 @@ import tensorflow as tf
 from mnist_dist.device.peers import broadcast_from_chief
 from mnist_dist.errors import InputError
 from mnist_dist.run.checkpoints import list_checkpoints
-from mnist_dist.run.config import is_restart, load_config
-from mnist_dist.run.directory import checkpoint_dirs, config_path
+from mnist_dist.run.config import is_restart
+from mnist_dist.run.config_file import load_config
+from mnist_dist.run.paths import checkpoint_dirs, config_path
 from mnist_dist.training.option import OWN, SETTING, START, OptionError
 from mnist_dist.training.options import FIELDS, FLAG_FIELDS, TrainingOptions
 

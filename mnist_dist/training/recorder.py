@@ -10,7 +10,7 @@ from mnist_dist.files.arrays import Arrays
 from mnist_dist.run.best import Best
 from mnist_dist.run.checkpoint_writer import CheckpointWriter
 from mnist_dist.run.checkpoints import list_checkpoints
-from mnist_dist.run.directory import best_dir, checkpoint_dir
+from mnist_dist.run.paths import best_dir, checkpoint_dir
 from mnist_dist.run.run_log import RunLog
 from mnist_dist.training.progress import Progress
 

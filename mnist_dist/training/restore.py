@@ -15,7 +15,7 @@ from absl import logging
 
 from mnist_dist.files.arrays import Arrays, Specs
 from mnist_dist.layer_weights import transplant
-from mnist_dist.run import checkpoint_choice, checkpoints, config, directory
+from mnist_dist.run import checkpoint_choice, checkpoints, config, directory, paths
 from mnist_dist.run.best import Best
 from mnist_dist.run.lock import RunLock, open_for_writing
 from mnist_dist.run.metric_writer import MetricWriter
@@ -151,7 +151,7 @@ def _load_checkpoint(
     if restore != "none" and not override_config:
         config.check_settings(model_dir, settings)
     checkpoint, arrays = checkpoint_choice.load_restored(
-        directory.checkpoint_dirs(model_dir),
+        paths.checkpoint_dirs(model_dir),
         restore=restore,
         specs=specs,
         takes_new_slots=override_config,
@@ -163,7 +163,7 @@ def _load_checkpoint(
 
 
 def _warn_of_records(model_dir: str) -> None:
-    records = directory.metrics_path(model_dir)
+    records = paths.metrics_path(model_dir)
     if tf.io.gfile.exists(records) and tf.io.gfile.stat(records).length:
         logging.warning(
             "%s has records but no checkpoint: the run begins anew, and they go",
@@ -180,7 +180,7 @@ def _restore_best(
     stopping: StoppingRule,
 ) -> Best:
     """Returns the best so far, whose checkpoint is kept in `best/`."""
-    folder = directory.best_dir(model_dir)
+    folder = paths.best_dir(model_dir)
     best = Best.from_arrays(arrays)
     is_kept = best.step in checkpoints.list_checkpoints(folder)
     if not is_kept and best.step != step:

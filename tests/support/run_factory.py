@@ -8,7 +8,7 @@ from mnist_dist.device.train_state import TrainState
 from mnist_dist.modeling.networks import create_model
 from mnist_dist.run.checkpoint_writer import CheckpointWriter
 from mnist_dist.run.config import RunConfig, save_config
-from mnist_dist.run.directory import best_dir, checkpoint_dir
+from mnist_dist.run.paths import best_dir, checkpoint_dir
 from mnist_dist.run.plan import StoppingRule
 
 

@@ -9,8 +9,8 @@ from run_factory import create_run, save_data_set
 
 from mnist_dist.evaluation import new_checkpoints
 from mnist_dist.evaluation.new_checkpoints import follow_checkpoints
-from mnist_dist.run.directory import config_path
 from mnist_dist.run.lock import open_for_writing
+from mnist_dist.run.paths import config_path
 
 
 @pytest.fixture

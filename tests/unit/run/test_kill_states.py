@@ -33,8 +33,8 @@ from mnist_dist.modeling.networks import create_model
 from mnist_dist.run.best import Best
 from mnist_dist.run.checkpoint_choice import read_newest
 from mnist_dist.run.checkpoints import list_checkpoints, load_arrays, save_checkpoint
-from mnist_dist.run.directory import checkpoint_dirs
 from mnist_dist.run.history import list_run_checkpoints, revert_run
+from mnist_dist.run.paths import checkpoint_dirs
 from mnist_dist.run.plan import StoppingRule
 from mnist_dist.run.run_log import RunLog
 from mnist_dist.training.restore import restore_run

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from mnist_dist.errors import InputError, RunError
+from mnist_dist.run.activity import is_being_written
 from mnist_dist.run.checkpoints import list_checkpoints, save_checkpoint
-from mnist_dist.run.directory import checkpoint_dir
-from mnist_dist.run.lock import is_being_written, open_for_writing
+from mnist_dist.run.lock import open_for_writing
+from mnist_dist.run.paths import checkpoint_dir
 
 
 def test_second_writer_is_told_who_the_first_is(tmp_path):

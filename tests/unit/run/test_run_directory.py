@@ -7,13 +7,11 @@ from mnist_dist.errors import InputError
 from mnist_dist.run import history
 from mnist_dist.run.checkpoint_writer import CheckpointWriter
 from mnist_dist.run.checkpoints import list_checkpoints
-from mnist_dist.run.config import load_config, save_config
-from mnist_dist.run.directory import (
-    check_contents,
-    checkpoint_dir,
-    delete_run,
-)
+from mnist_dist.run.config import save_config
+from mnist_dist.run.config_file import load_config
+from mnist_dist.run.directory import check_contents, delete_run
 from mnist_dist.run.history import list_run_checkpoints
+from mnist_dist.run.paths import checkpoint_dir
 
 
 @pytest.fixture
