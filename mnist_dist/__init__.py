@@ -39,6 +39,9 @@ _PUBLIC = {
     "save_layers": "layer_weights.layer_files",
     "transplant_layers": "layer_weights.run_layers",
     "diff_layers": "layer_weights.differences",
+    "compare_runs": "reporting.comparison",
+    "RunComparison": "reporting.comparison",
+    "RunSummary": "reporting.run_summary",
     "list_run_checkpoints": "run.history",
     "revert_run": "run.history",
     "MetricWriter": "run.metric_writer",
@@ -79,6 +82,9 @@ if TYPE_CHECKING:
         transplant_layers as transplant_layers,
     )
     from mnist_dist.layer_weights.weight_sources import load_weights as load_weights
+    from mnist_dist.reporting.comparison import RunComparison as RunComparison
+    from mnist_dist.reporting.comparison import compare_runs as compare_runs
+    from mnist_dist.reporting.run_summary import RunSummary as RunSummary
     from mnist_dist.run.history import list_run_checkpoints as list_run_checkpoints
     from mnist_dist.run.history import revert_run as revert_run
     from mnist_dist.run.metric_writer import MetricWriter as MetricWriter

@@ -20,6 +20,7 @@ VERBS = {
     "export": "writes a SavedModel, .keras or .tflite from a checkpoint",
     "weights": "lists, saves, loads, transplants and compares layers' weights",
     "predict": "classifies image files with a SavedModel",
+    "report": "compares runs: settings, accuracy, loss, time, speed, how they ended",
     "doctor": "proves a set-up before a long run: devices, libraries, peers, disk, speed",
     "launch": "starts several workers of train on this host: launch FLAGS -- TRAIN FLAGS",
 }

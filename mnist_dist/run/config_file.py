@@ -34,5 +34,29 @@ def load_config(model_dir: str) -> dict[str, Any] | None:
         ) from error
 
 
+def load_starts(model_dir: str) -> list[dict[str, float]]:
+    """Returns `step` and `time`, in seconds since 1970, of each start of a run.
+
+    Runs of earlier versions have recorded none; what is no start is left out.
+
+    Raises:
+      InputError: as `load_config` does.
+    """
+    return starts_in(load_config(model_dir) or {})
+
+
+def starts_in(config: dict[str, Any]) -> list[dict[str, float]]:
+    """Returns what `load_starts` does, of the content of a `config.json`."""
+    recorded = config.get("resolved", {}).get("starts")
+    return [
+        {"step": start["step"], "time": float(start["time"])}
+        for start in (recorded if isinstance(recorded, list) else [])
+        if isinstance(start, dict)
+        and type(start.get("step")) is int
+        and type(start.get("time")) in (int, float)
+        and abs(start["time"]) < 1e12
+    ]
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")

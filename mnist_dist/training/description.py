@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -51,13 +51,18 @@ def describe_plan(
 
 
 def resolved(
-    job: Job, *, num_workers: int, ended: Mapping[str, object] | None
+    job: Job,
+    *,
+    num_workers: int,
+    starts: Sequence[Mapping[str, object]],
+    ended: Mapping[str, object] | None,
 ) -> dict[str, object]:
     """Returns what came of the options, for `config.json`.
 
     Args:
       job: what was computed.
       num_workers: of the run.
+      starts: `step` and `time` of each start that trained.
       ended: `step` and `reason`; None while the run goes on.
     """
     return {
@@ -69,6 +74,7 @@ def resolved(
         "steps_per_epoch": job.plan.steps_per_epoch,
         "devices": list(job.strategy.extended.worker_devices),
         "num_workers": num_workers,
+        "starts": list(starts),
         "ended": ended,
         LAUNCH_ID: os.environ.get(LAUNCH_ID),
     }

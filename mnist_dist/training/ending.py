@@ -5,30 +5,14 @@ import dataclasses
 from mnist_dist.artifacts.saved_model import export_saved_model
 from mnist_dist.run import checkpoints, paths
 from mnist_dist.run.best import Best
-from mnist_dist.run.config import load_run_config, save_config, save_flag_file
+from mnist_dist.run.config import load_run_config
 from mnist_dist.training import description
 from mnist_dist.training.host_loop import HostLoop
 from mnist_dist.training.job import Job
 from mnist_dist.training.options import TrainingOptions, say
 from mnist_dist.training.recorder import Recorder
 from mnist_dist.training.result import TrainingResult
-
-
-def save_run_config(
-    options: TrainingOptions,
-    job: Job,
-    *,
-    num_workers: int,
-    ended: dict[str, object] | None = None,
-) -> None:
-    """Writes `config.json` and `config.flags`: what the run was told and became."""
-    save_config(
-        options.model_dir,
-        settings=options.settings() | {"data_checksum": job.dataset.checksum},
-        flags=options.values(),
-        resolved=description.resolved(job, num_workers=num_workers, ended=ended),
-    )
-    save_flag_file(options.model_dir, options.repeating_values())
+from mnist_dist.training.run_record import RunRecord
 
 
 def complete_run(
@@ -38,7 +22,7 @@ def complete_run(
     *,
     loop: HostLoop,
     recorder: Recorder,
-    num_workers: int,
+    record: RunRecord,
 ) -> TrainingResult:
     """Records how a run ended, exports if it came to its end, and tells of it.
 
@@ -46,12 +30,7 @@ def complete_run(
       RunError: something cannot be written, or the export is not what the model is.
     """
     reason = result.ended or f"stopped by {result.stopped_by}"
-    save_run_config(
-        options,
-        job,
-        num_workers=num_workers,
-        ended={"step": result.step, "reason": reason},
-    )
+    record.end(step=result.step, reason=reason)
     has_best = loop.best.step >= 0
     folder = paths.checkpoint_dir(options.model_dir)
     result = dataclasses.replace(

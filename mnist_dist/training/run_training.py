@@ -18,7 +18,7 @@ from mnist_dist.modeling.own_models import running_own_code
 from mnist_dist.run.best import Best
 from mnist_dist.run.directory import check_directory
 from mnist_dist.training import description
-from mnist_dist.training.ending import complete_run, save_run_config
+from mnist_dist.training.ending import complete_run
 from mnist_dist.training.host_loop import HostLoop
 from mnist_dist.training.job import Job, create_host_loop, create_job
 from mnist_dist.training.options import TrainingOptions, say
@@ -27,6 +27,7 @@ from mnist_dist.training.recorded_options import share_options, take_recorded
 from mnist_dist.training.recorder import Recorder
 from mnist_dist.training.restore import Start, restore_run
 from mnist_dist.training.result import TrainingResult
+from mnist_dist.training.run_record import RunRecord
 
 
 def run_training(
@@ -122,12 +123,18 @@ def _train(
             _try_everything(options, job, loop)
             leave_together(strategy, code=0)
             return TrainingResult(options.model_dir, step=0, ended="it was a dry run")
-        recorder = None
+        recorder = record = None
         if start:
             recorder = _create_recorder(options, job, start)
-            start.lock.check()
-            save_run_config(options, job, num_workers=cluster.num_workers)
             reason = plan.stopping.reason_to_end(loop.step, loop.best)
+            record = RunRecord(
+                options,
+                job,
+                start,
+                num_workers=cluster.num_workers,
+                trains=reason is None,
+            )
+            closing.enter_context(record.noting_failure(lambda: loop.step))
             if start.checkpoint and reason:
                 say(options, description.describe_nothing_to_do(loop.step, reason))
 
@@ -141,15 +148,14 @@ def _train(
             ended=ended,
             stopped_by=None if ended else stop.signal_name or "another worker",
         )
-        if start and recorder:
-            start.lock.check()
+        if recorder and record:
             result = complete_run(
                 options,
                 job,
                 result,
                 loop=loop,
                 recorder=recorder,
-                num_workers=cluster.num_workers,
+                record=record,
             )
         if ended is None:
             say(

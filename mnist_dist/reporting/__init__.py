@@ -1,0 +1,1 @@
+"""What runs have recorded, side by side: tables, and a page. No TensorFlow is needed."""
