@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from array_checks import assert_same_bytes
+from small_mnist import small_mnist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_dist.run.checkpoints import list_checkpoints, load_arrays, save_checkpoint
@@ -29,6 +30,8 @@ class Result(NamedTuple):
 
 
 COMMON = [
+    f"--data_dir={small_mnist()}",
+    "--global_batch_size=32",
     "--model=mlp",
     "--lr_schedule=constant",
     "--dropout=0.1",
@@ -110,8 +113,17 @@ def assert_same_run(found_dir, expected_dir):
     assert records(found_dir) == records(expected_dir)
 
 
-def test_first_output_is_the_plan_and_last_where_things_lie(undisturbed):
-    model_dir, result = undisturbed
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory, run_train):
+    """A short training on the bundled data set, where nothing else is said."""
+    model_dir = tmp_path_factory.mktemp("runs") / "bundled"
+    flags = ["--model=mlp", "--train_steps=20"]
+    return model_dir, run_train(f"--model_dir={model_dir}", *flags)
+
+
+def test_first_output_is_the_plan_and_last_where_things_lie(bundled):
+    model_dir, result = bundled
+    assert result.returncode == 0
     assert result.stderr == ""
     for text in (
         "OneDeviceStrategy, 1 replica",
@@ -120,8 +132,8 @@ def test_first_output_is_the_plan_and_last_where_things_lie(undisturbed):
         "dense_layer_1",
         "100,480",
         "test accuracy",
-        f"{model_dir}/checkpoints/ckpt-120",
-        f"{model_dir}/export/120",
+        f"{model_dir}/checkpoints/ckpt-20",
+        f"{model_dir}/export/20",
         f"tensorboard --logdir {model_dir}",
     ):
         assert text in result.stdout
@@ -138,8 +150,8 @@ def test_first_output_is_the_plan_and_last_where_things_lie(undisturbed):
     ]
 
 
-def test_saved_model_gives_the_accuracy_of_the_run_without_our_code(undisturbed, mnist):
-    model_dir, _ = undisturbed
+def test_saved_model_gives_the_accuracy_of_the_run_without_our_code(bundled):
+    model_dir, _ = bundled
     program = (
         "import sys, gzip, numpy as np, tensorflow as tf\n"
         "path, data = sys.argv[1:]\n"
@@ -156,7 +168,7 @@ def test_saved_model_gives_the_accuracy_of_the_run_without_our_code(undisturbed,
             sys.executable,
             "-c",
             program,
-            f"{model_dir}/export/120",
+            f"{model_dir}/export/20",
             f"{data}/bundled",
         ],
         capture_output=True,
@@ -498,7 +510,7 @@ def test_all_checkpoints_damaged_exits_2_and_touches_nothing(
 def test_compiled_run_in_two_parts_equals_the_whole_bit_for_bit(
     start_train, train, tmp_path
 ):
-    flags = ["--enable_xla=on", "--noexport", "--train_epochs=0.3"]
+    flags = ["--enable_xla=on", "--noexport", "--train_steps=120"]
     whole = start_train(tmp_path / "whole", *flags)
     train(tmp_path / "parts", *flags, "--steps_per_loop=7")
     train(tmp_path / "parts", *flags, "--restore=80")
@@ -515,7 +527,7 @@ def test_replicas_give_the_losses_of_one(start_train, tmp_path):
     four = start_train(tmp_path / "four", *flags, *several)
     assert (one.wait(), four.wait()) == (0, 0), one.stderr() + four.stderr()
     assert "MirroredStrategy, 4 replicas" in four.stdout()
-    assert "128 global, 32 a replica" in four.stdout()
+    assert "32 global, 8 a replica" in four.stdout()
     found, expected = records(tmp_path / "four"), records(tmp_path / "one")
     assert [r["step"] for r in found] == [r["step"] for r in expected]
     losses = [r["loss"] for r in expected]
@@ -629,7 +641,7 @@ def test_deterministic_runs_are_equal_on_several_replicas_too(start_train, tmp_p
 def test_validation_examples_are_evaluated_and_not_trained_on(train, tmp_path):
     flags = ["--validation_examples=100", "--train_steps=40", "--noexport"]
     result = train(tmp_path, *flags)
-    assert "59,900 training images" in result.stdout
+    assert "3,900 training images" in result.stdout
     assert "validation accuracy" in result.stdout
     evaluated = [r for r in records(tmp_path) if r["kind"] == "eval"]
     assert [(r["split"], r["num_examples"]) for r in evaluated] == [("validation", 100)]
