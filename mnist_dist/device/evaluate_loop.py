@@ -6,7 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist.device.feed import DeviceSplit, gather_images
+from mnist_dist.device.examples import gather_images, index_dtype, rows_for_gather
+from mnist_dist.device.feed import DeviceSplit
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.modeling.forward_pass import run_forward_pass
 from mnist_dist.modeling.losses import cross_entropy, is_correct
@@ -77,10 +78,11 @@ def create_evaluate_loop(
     """Builds the function that evaluates rows of a padded index matrix.
 
     Returns:
-      `evaluate_loop(images, labels, indices)`: as for training, but indices int32
+      `evaluate_loop(images, labels, indices)`: as for training, but indices int64
       [batches, replicas, per-replica batch] where -1 is padding. Gives float64
       sums of `loss`, `correct` and `examples` over every index that is not padding.
     """
+    compile_loop = use_xla and strategy.num_replicas_in_sync == 1
 
     def replica_evaluate(
         images: tf.Tensor, labels: tf.Tensor, indices: tf.Tensor
@@ -88,6 +90,8 @@ def create_evaluate_loop(
         replica = tf.distribute.get_replica_context()
         mine = indices[:, tf.cast(replica.replica_id_in_sync_group, tf.int32)]
         weights = [tf.identity(v) for v in state.inference_weights()]
+        rows, labels = rows_for_gather(images, labels, is_compiled=compile_loop)
+        image_shape = tuple(images.shape[1:])
 
         def add_row(row: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             index = mine[row]
@@ -95,7 +99,7 @@ def create_evaluate_loop(
             index = tf.maximum(index, 0)
             logits = run_forward_pass(
                 state.model,
-                normalize(gather_images(images, index)),
+                normalize(gather_images(rows, index, image_shape=image_shape)),
                 variables=state.keras_weights,
                 values=weights,
                 training=False,
@@ -116,12 +120,11 @@ def create_evaluate_loop(
         )
         return total
 
-    @tf.function(
-        jit_compile=use_xla and strategy.num_replicas_in_sync == 1, autograph=False
-    )
+    @tf.function(jit_compile=compile_loop, autograph=False)
     def evaluate_loop(
         images: tf.Tensor, labels: tf.Tensor, indices: tf.Tensor
     ) -> dict[str, tf.Tensor]:
+        indices = tf.cast(indices, index_dtype(is_compiled=compile_loop))
         totals = strategy.run(replica_evaluate, args=(images, labels, indices))
         totals = strategy.reduce(tf.distribute.ReduceOp.SUM, totals, axis=None)
         return dict(

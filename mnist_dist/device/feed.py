@@ -27,7 +27,7 @@ class DeviceSplit:
         self._strategy = strategy
         self._split = split
         self._resident = (
-            (self._put(split.images), self._put(split.labels)) if is_resident else None
+            self._put_examples(split.images, split.labels) if is_resident else None
         )
 
     def feed(self, indices: np.ndarray) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -37,18 +37,23 @@ class DeviceSplit:
           indices: int32 of any shape; -1 is padding.
 
         Returns:
-          images uint8 [n, height, width, channels], labels int32 [n] on every
-          replica, and int32 indices into them.
+          images uint8 [n, height, width, channels] and labels int64 [n] on every
+          replica, and int64 indices into them. TensorFlow would keep int32 in the
+          host's memory, and copy it to a GPU in each step.
         """
         if self._resident is not None:
-            return *self._resident, tf.constant(indices)
+            return *self._resident, tf.constant(indices, tf.int64)
         flat = indices.reshape(-1)
         places = np.where(indices < 0, -1, np.arange(flat.size).reshape(indices.shape))
         return (
-            self._put(self._split.images[flat]),
-            self._put(self._split.labels[flat]),
-            tf.constant(places.astype(np.int32)),
+            *self._put_examples(self._split.images[flat], self._split.labels[flat]),
+            tf.constant(places, tf.int64),
         )
+
+    def _put_examples(
+        self, images: np.ndarray, labels: np.ndarray
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._put(images), self._put(labels.astype(np.int64))
 
     def _put(self, array: np.ndarray) -> tf.Tensor:
         devices = self._strategy.extended.worker_devices  # this worker's
@@ -101,9 +106,3 @@ def _memory_limit(strategy: tf.distribute.Strategy) -> int | None:
         )
     ]
     return min(limits) if limits else None
-
-
-def gather_images(images: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
-    """Gathers images [n, height, width, channels] as rows: XLA is slow at blocks."""
-    rows = tf.gather(tf.reshape(images, [images.shape[0], -1]), indices)
-    return tf.reshape(rows, [indices.shape[0], *images.shape[1:]])

@@ -5,12 +5,13 @@ added up in one flat all-reduce; after it each applies the same update to its ow
 of the variables, so the copies stay equal to the last bit.
 """
 
+import functools
 from collections.abc import Callable
 
 import tensorflow as tf
 
 from mnist_dist.device.all_reduce import all_reduce_sum
-from mnist_dist.device.feed import gather_images
+from mnist_dist.device.examples import gather_images, index_dtype, rows_for_gather
 from mnist_dist.device.step_sums import ComputeSums, StepSums, create_compute_sums
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.device.update import Update, create_update, next_loss_scale
@@ -62,7 +63,7 @@ def create_train_loop(
 
     Returns:
       `train_loop(images, labels, indices, num_steps, requests)`: images uint8 [n,
-      height, width, channels] and labels int32 [n] on every replica, indices int32
+      height, width, channels] and labels int64 [n] on every replica, indices int64
       [steps, global_batch_size] into them, num_steps int32 [], how many of their rows
       are taken, from the first. It updates every variable of `state`: parameters,
       statistics, slots and averages where a step was finite; `step`, the sums, the
@@ -99,14 +100,19 @@ def create_train_loop(
         ema_decay=ema_decay,
     )
     # XLA cannot compile an all-reduce between logical devices, only what is around.
-    if use_xla and num_replicas > 1:
+    compile_loop = use_xla and num_replicas == 1
+    if use_xla and not compile_loop:
         compute_sums, update = _compile(compute_sums), _compile(update)
     replica_step = _create_replica_step(
-        state, compute_sums, update, global_batch_size=global_batch_size
+        state,
+        compute_sums,
+        update,
+        global_batch_size=global_batch_size,
+        label_dtype=index_dtype(is_compiled=use_xla),
     )
 
     # Without AutoGraph, as in Keras's own `fit`: it takes seconds to read the code.
-    @tf.function(jit_compile=use_xla and num_replicas == 1, autograph=False)
+    @tf.function(jit_compile=compile_loop, autograph=False)
     def train_loop(
         images: tf.Tensor,
         labels: tf.Tensor,
@@ -114,9 +120,16 @@ def create_train_loop(
         num_steps: tf.Tensor,
         requests: tf.Tensor,
     ) -> tf.Tensor:
+        image_shape = strategy.experimental_local_results(images)[0].shape[1:]
+        to_rows = functools.partial(rows_for_gather, is_compiled=compile_loop)
+        rows, labels = strategy.run(to_rows, args=(images, labels))
+        indices = tf.cast(indices, index_dtype(is_compiled=compile_loop))
+
         def step(row: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             agreed = strategy.run(
-                replica_step, args=(images, labels, indices[row], requests)
+                replica_step,
+                args=(rows, labels, indices[row], requests),
+                kwargs={"image_shape": tuple(image_shape)},
             )
             return row + 1, strategy.experimental_local_results(agreed)[0]
 
@@ -134,14 +147,17 @@ def _create_replica_step(
     update: Update,
     *,
     global_batch_size: int,
-) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+    label_dtype: tf.DType,
+) -> Callable[..., tf.Tensor]:
     """Builds what each replica does in a step."""
 
     def replica_step(
-        images: tf.Tensor,
+        rows: tf.Tensor,
         labels: tf.Tensor,
         batch_indices: tf.Tensor,
         requests: tf.Tensor,
+        *,
+        image_shape: tuple[int, int, int],
     ) -> tf.Tensor:
         replica = tf.distribute.get_replica_context()
         per_replica_batch = global_batch_size // replica.num_replicas_in_sync
@@ -155,8 +171,8 @@ def _create_replica_step(
         share = compute_sums(
             values.parameters,
             values.statistics,
-            gather_images(images, mine),
-            tf.gather(labels, mine),
+            gather_images(rows, mine, image_shape=image_shape),
+            tf.cast(tf.gather(labels, mine), label_dtype),
             step * global_batch_size + tf.cast(first, tf.int64),
             scale,
         )

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import tensorflow as tf
 
 from mnist_dist.modeling.randomness import uniform_by_position
@@ -61,15 +62,13 @@ def transform(images: tf.Tensor, matrix: tf.Tensor, shift: tf.Tensor) -> tf.Tens
     """
     # Written as gathers because XLA cannot compile ImageProjectiveTransformV3.
     batch, height, width, channels = images.shape
-    grid = tf.stack(
-        tf.meshgrid(tf.range(height), tf.range(width), indexing="ij"), axis=-1
-    )
-    centre = tf.constant([(height - 1) / 2.0, (width - 1) / 2.0])
-    offsets = tf.reshape(tf.cast(grid, tf.float32) - centre, [-1, 2])
+    centre = np.array([(height - 1) / 2, (width - 1) / 2], np.float32)
+    grid = np.moveaxis(np.indices((height, width), np.float32), 0, -1)
+    offsets = tf.constant((grid - centre).reshape(-1, 2))
     source = tf.einsum("bij,pj->bpi", matrix, offsets) + (centre + shift)[:, None]
     corner = tf.floor(source)
     fraction = source - corner
-    corner = tf.cast(corner, tf.int32)
+    corner = tf.cast(corner, tf.int64)  # int32 would be added on a GPU's host
 
     # A frame of zeros wide enough for every clipped neighbour.
     framed = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]])

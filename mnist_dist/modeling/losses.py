@@ -10,7 +10,7 @@ def cross_entropy(
 
     Args:
       logits: float32 [batch, num_classes].
-      labels: int32 [batch].
+      labels: int64 or int32 [batch].
       label_smoothing: weight of the uniform distribution in the targets.
 
     Returns:
@@ -32,6 +32,6 @@ def is_correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
     Args:
       logits: float32 [batch, num_classes].
-      labels: int32 [batch].
+      labels: int64 or int32 [batch].
     """
-    return tf.argmax(logits, axis=1, output_type=tf.int32) == labels
+    return tf.argmax(logits, axis=1, output_type=labels.dtype) == labels

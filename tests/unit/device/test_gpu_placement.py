@@ -1,0 +1,106 @@
+"""The loops as TensorFlow would place them on GPUs, read from its registry of kernels.
+
+No GPU is needed, so this says nothing of what the kernels compute or how fast.
+"""
+
+import gpu_placement
+import keras
+import pytest
+import tensorflow as tf
+
+from mnist_dist.device.evaluate_loop import create_evaluate_loop
+from mnist_dist.device.train_loop import create_train_loop
+from mnist_dist.device.train_state import TrainState
+from mnist_dist.modeling.networks import create_model
+from mnist_dist.modeling.optimizers import create_schedule, create_update_rule
+
+SHAPE, CLASSES, BATCH, EXAMPLES = (28, 28, 1), 10, 128, 10_000
+MAX_HOST_BYTES = 4096
+
+pytestmark = pytest.mark.skipif(
+    not gpu_placement.has_gpu_kernels(), reason="this TensorFlow has no GPU kernels"
+)
+
+
+def create_normalized(*, image_shape, num_classes, dropout):
+    return keras.Sequential(
+        [
+            keras.Input(image_shape),
+            keras.layers.Conv2D(8, 3, strides=2, name="conv"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.SpatialDropout2D(dropout),
+            keras.layers.Flatten(),
+            keras.layers.Dense(num_classes, name="head", dtype="float32"),
+        ]
+    )
+
+
+def trace(strategy, *, model, dtype, use_xla, **options):
+    """The train loop and the evaluate loop, traced but never run."""
+    rule = create_update_rule("adamw", weight_decay=1e-3)
+    with strategy.scope():
+        network = create_model(
+            model,
+            image_shape=SHAPE,
+            num_classes=CLASSES,
+            seed=1,
+            dropout=0.1,
+            dtype=dtype,
+        )
+        state = TrainState(
+            network,
+            slot_names=rule.slots,
+            with_ema=True,
+            with_loss_scale=dtype == "float16",
+        )
+    train_loop = create_train_loop(
+        strategy,
+        state,
+        update_rule=rule,
+        schedule=create_schedule("one_cycle", learning_rate=1e-3, total_steps=100),
+        global_batch_size=BATCH,
+        seed=1,
+        with_augmentation=True,
+        label_smoothing=0.1,
+        clip_global_norm=1.0,
+        ema_decay=0.99,
+        use_xla=use_xla,
+        **options,
+    )
+    evaluate_loop = create_evaluate_loop(strategy, state, use_xla=use_xla)
+    replicas = strategy.num_replicas_in_sync
+    images = tf.TensorSpec([EXAMPLES, *SHAPE], tf.uint8)
+    labels = tf.TensorSpec([EXAMPLES], tf.int64)
+    yield train_loop.get_concrete_function(
+        images,
+        labels,
+        tf.TensorSpec([8, BATCH], tf.int64),
+        tf.TensorSpec([], tf.int32),
+        tf.TensorSpec([2], tf.float32),
+    )
+    yield evaluate_loop.get_concrete_function(
+        images, labels, tf.TensorSpec([2, replicas, 250], tf.int64)
+    )
+
+
+NORMALIZED = f"{__name__}:create_normalized"
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "replicas", "use_xla"),
+    [
+        ("mlp", "float32", 1, False),
+        ("cnn", "bfloat16", 1, False),
+        (NORMALIZED, "float16", 1, False),
+        ("cnn", "float16", 2, False),
+        (NORMALIZED, "float32", 2, False),
+        ("mlp", "bfloat16", 2, True),
+        (NORMALIZED, "float32", 1, True),
+    ],
+)
+def test_loops_stay_on_the_gpu(model, dtype, replicas, use_xla, create_strategy):
+    strategy = create_strategy(replicas)
+    for loop in trace(strategy, model=model, dtype=dtype, use_xla=use_xla):
+        missing, on_host = gpu_placement.find_host_work(loop)
+        assert not missing
+        assert [entry for entry in on_host if entry[0] > MAX_HOST_BYTES] == []
