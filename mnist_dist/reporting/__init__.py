@@ -1,1 +1,1 @@
-"""What runs have recorded, side by side: tables, and a page. No TensorFlow is needed."""
+"""What runs have recorded, side by side. No TensorFlow is needed."""

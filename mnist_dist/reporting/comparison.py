@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from mnist_dist.errors import InputError
 from mnist_dist.files.local import is_local, kind_at
@@ -69,11 +68,6 @@ def compare_runs(model_dirs: Sequence[str]) -> RunComparison:
     return RunComparison(runs, _differing(runs), left_out)
 
 
-def option(run: RunSummary, name: str) -> Any:
-    """Returns an option of a run; None where it has not recorded it."""
-    return run.options.get(name)
-
-
 def _find_runs(directory: str) -> Iterator[str]:
     """Yields the directories in a folder, or itself, that have a run's files."""
     if not is_local(directory) or _is_run(directory):
@@ -115,5 +109,5 @@ def _differing(runs: Sequence[RunSummary]) -> list[str]:
     return sorted(
         name
         for name in names
-        if any(option(run, name) != option(told[0], name) for run in told)
+        if any(run.options.get(name) != told[0].options.get(name) for run in told)
     )

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mnist_dist.errors import InputError
+from mnist_dist.files.local import kind_at
 from mnist_dist.files.untrusted import quoted
 from mnist_dist.run.activity import is_being_written
 from mnist_dist.run.config_file import load_config, starts_in
@@ -45,7 +46,8 @@ class RunSummary:
       num_resumes: how often it went on after a stop, a failure or a kill.
       options: each option of the last start by name.
       versions: of Python and the libraries, at the last start.
-      command: does the run again in another directory, NEW.
+      command: does the run again in another directory, NEW. Runs of earlier versions
+        have no flag file to do it with.
       train: training records, in the order of their steps.
       evaluations: records of evaluations, likewise.
       problems: what is damaged or missing, a line each.
@@ -70,7 +72,7 @@ class RunSummary:
     num_resumes: int | None
     options: Mapping[str, Any]
     versions: Mapping[str, Any]
-    command: str
+    command: str | None
     train: Sequence[Record]
     evaluations: Sequence[Record]
     problems: Sequence[str]
@@ -136,8 +138,7 @@ def load_run_summary(model_dir: str, *, name: str) -> RunSummary:
         num_resumes=len(starts) - 1 if starts else None,
         options=config.get("flags", {}),
         versions=v if isinstance(v := config.get("versions"), dict) else {},
-        command=f"mnist-dist train --flagfile={shlex.quote(flag_file_path(model_dir))} "
-        "--model_dir=NEW",
+        command=_command(flag_file_path(model_dir)),
         train=train,
         evaluations=evaluations,
         problems=problems,
@@ -200,6 +201,12 @@ def _images_per_second(train: Sequence[Record]) -> float | None:
             seconds += (record["step"] - before) / rate
         before = record["step"]
     return steps / seconds if seconds else None
+
+
+def _command(flag_file: str) -> str | None:
+    if kind_at(flag_file) != "a file":
+        return None
+    return f"mnist-dist train --flagfile={shlex.quote(flag_file)} --model_dir=NEW"
 
 
 def _devices(names: Any) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mnist_dist.files.untrusted import printable
-from mnist_dist.reporting.comparison import RunComparison, option
+from mnist_dist.reporting.comparison import RunComparison
 from mnist_dist.reporting.run_summary import RunSummary
 
 FORMATS = ("table", "json", "csv", "markdown")
@@ -93,7 +93,7 @@ def _shown(run: RunSummary, differing: Sequence[str]) -> dict[str, str]:
     total = f"/{run.total_steps:,}" if run.total_steps else ""
     return {
         "run": run.name,
-        **{name: show_option(option(run, name)) for name in differing},
+        **{name: show_option(run.options.get(name)) for name in differing},
         "best": shown(run.best_accuracy, ".2%"),
         "at step": shown(run.best_step, ","),
         "final": shown(run.final_accuracy, ".2%"),
@@ -113,7 +113,7 @@ def _csv(comparison: RunComparison) -> str:
     for run in comparison.runs:
         values = _values(run)
         values["problems"] = "; ".join(run.problems)
-        options = {f"--{name}": option(run, name) for name in comparison.differing}
+        options = {f"--{name}": run.options.get(name) for name in comparison.differing}
         lines.append(values | options)
     text = io.StringIO()
     writer = csv.DictWriter(text, lines[0], lineterminator="\n")

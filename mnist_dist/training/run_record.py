@@ -14,11 +14,7 @@ from mnist_dist.training.restore import Start
 
 
 class RunRecord:
-    """Writes `config.json` and `config.flags` of one run; only the chief has one.
-
-    Attributes:
-      num_resumes: how often the run went on after a stop, a failure or a kill.
-    """
+    """Writes `config.json` and `config.flags` of one run; only the chief has one."""
 
     def __init__(
         self,
@@ -43,7 +39,6 @@ class RunRecord:
             self._starts = self._starts or [{"step": 0, "time": now}]
         if trains or not self._starts:
             self._starts.append({"step": start.step, "time": now})
-        self.num_resumes = len(self._starts) - 1
         self._save(ended=None)
 
     def end(self, *, step: int, reason: str) -> None:
@@ -60,9 +55,8 @@ class RunRecord:
         try:
             yield
         except RunError as error:
-            with contextlib.suppress(
-                RunError
-            ):  # the disk may be full: one error will do
+            # The disk may be full: one error will do.
+            with contextlib.suppress(RunError):
                 self.end(step=current_step(), reason=f"failed: {error}")
             raise
 

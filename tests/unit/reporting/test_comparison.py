@@ -25,6 +25,9 @@ def test_figures_are_those_of_the_records(tmp_path):
     assert summary.images_per_second == pytest.approx(3 / (1 / 100 + 1 / 200 + 1 / 300))
     assert (summary.devices, summary.num_workers) == ("2 GPU", 1)
     assert summary.num_resumes == 0
+    assert summary.command is None  # as of a run of an earlier version
+    (run / "config.flags").write_text("--seed=1\n")
+    (summary,) = compare_runs([str(run)]).runs
     assert summary.command == (
         f"mnist-dist train --flagfile={run}/config.flags --model_dir=NEW"
     )
