@@ -32,6 +32,7 @@ class TrainState:
       model: the Keras model, whose layers compute with `parameters`.
       keras_parameters, keras_statistics: the Keras variables of the next two.
       keras_weights: both, in the order of `inference_weights()`.
+      weight_paths: `<layer>/<weight>` of each of `keras_weights`.
       parameters: the trained variables, float32.
       statistics: variables that the forward pass moves, as batch normalisation's,
         then those of frozen layers, which nothing changes.
@@ -82,7 +83,8 @@ class TrainState:
             "step": self.step,
             "nonfinite_streak": self.nonfinite_streak,
         }
-        paths = [weight_path(model, v) for v in self.keras_weights]
+        self.weight_paths = [weight_path(model, v) for v in self.keras_weights]
+        paths = self.weight_paths
         for path, variable in zip(paths, weights, strict=True):
             if f"model/{path}" in self._named:
                 raise InputError(f"--model: two weights are named {path!r}")

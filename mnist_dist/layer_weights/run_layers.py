@@ -13,6 +13,7 @@ from mnist_dist.layer_weights.transplant import (
 )
 from mnist_dist.layer_weights.weight_sources import Weights
 from mnist_dist.run import history
+from mnist_dist.run.checkpoints import load_graph
 from mnist_dist.run.lock import open_for_writing
 
 
@@ -59,11 +60,14 @@ def transplant_layers(
         layer_map = [(name, name) for name in list_layers(source.arrays)]
     history.check_run(model_dir)
     with open_for_writing(model_dir):
-        _, arrays = read_checkpoint(model_dir, "latest")
+        prefix, arrays = read_checkpoint(model_dir, "latest")
         fit = fit_layers(
             source, run_specs(arrays), layer_map=layer_map, target=model_dir
         )
         before, changed = history.replace_latest(
-            model_dir, arrays, replace_weights(arrays, fit.applied)
+            model_dir,
+            arrays,
+            replace_weights(arrays, fit.applied),
+            graph=load_graph(prefix),
         )
     return Transplant(changed, before, fit)

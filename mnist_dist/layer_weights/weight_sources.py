@@ -33,6 +33,7 @@ from mnist_dist.layer_weights.layer_files import (
 )
 from mnist_dist.run import checkpoints
 from mnist_dist.run.directory import list_version_paths
+from mnist_dist.run.object_graph import SUFFIX
 from mnist_dist.run.paths import checkpoint_dirs
 
 
@@ -192,7 +193,7 @@ def _under(prefix: str, arrays: Arrays, kind: str) -> Weights:
     return Weights(
         prefix,
         {name: arrays[key] for name, key in names.items()},
-        {name: f"{key}{checkpoints.SUFFIX}" for name, key in names.items()},
+        {name: f"{key}{SUFFIX}" for name, key in names.items()},
     )
 
 
@@ -202,7 +203,7 @@ def _by_variable_names(prefix: str, arrays: Arrays) -> Weights:
     for node in _read_graph(prefix).nodes:
         for attribute in node.attributes:
             name, key = attribute.full_name, attribute.checkpoint_key
-            array = arrays.get(key.removesuffix(checkpoints.SUFFIX))
+            array = arrays.get(key.removesuffix(SUFFIX))
             if "/" not in name or array is None or array.dtype.kind != "f":
                 continue
             check_name(name, where=prefix)

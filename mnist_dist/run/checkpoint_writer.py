@@ -5,12 +5,18 @@ from collections.abc import Callable
 
 from mnist_dist.files.arrays import Arrays
 from mnist_dist.run.checkpoints import save_checkpoint
+from mnist_dist.run.object_graph import KerasObjects, create_object_graph
 
 
 class CheckpointWriter:
-    """Writes checkpoints one after the other in the background."""
+    """Writes checkpoints one after the other in the background.
 
-    def __init__(self) -> None:
+    Args:
+      keras_objects: how a Keras model finds its weights in them.
+    """
+
+    def __init__(self, keras_objects: KerasObjects | None = None) -> None:
+        self._keras_objects = keras_objects or {}
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._pending: list[concurrent.futures.Future[str]] = []
         self._finished: list[str] = []
@@ -47,6 +53,7 @@ class CheckpointWriter:
                 directory=directory,
                 step=step,
                 max_to_keep=max_to_keep,
+                graph=create_object_graph(arrays, self._keras_objects),
                 first=first,
             )
         )

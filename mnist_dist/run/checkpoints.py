@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from mnist_dist.files.arrays import Arrays
 from mnist_dist.files.durable import (
@@ -26,9 +25,9 @@ from mnist_dist.files.durable import (
     sync,
 )
 from mnist_dist.files.local import is_local, kind_at, plain_folder
+from mnist_dist.run.object_graph import SUFFIX, create_object_graph
 
-# How tf.train.Checkpoint names a variable's value, and its description of the objects.
-SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+# How tf.train.Checkpoint names its description of the objects.
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 NAME = r"ckpt-(0|[1-9][0-9]*)"
 _GOING = ".removing:ckpt-"  # and a step: the index of a checkpoint that is removed
@@ -174,6 +173,16 @@ def load_arrays(prefix: str) -> Arrays:
     }
 
 
+def load_graph(prefix: str) -> bytes | None:
+    """Returns the graph of objects of a checkpoint; None where it cannot be read.
+
+    Nothing of ours depends on it.
+    """
+    with contextlib.suppress(*DAMAGE), open_checkpoint(prefix) as reader:
+        return bytes(reader.get_tensor(OBJECT_GRAPH))
+    return None
+
+
 def read_step(directory: str, step: int) -> Arrays:
     """Reads one step's checkpoint, whatever model it is of.
 
@@ -220,6 +229,7 @@ def save_checkpoint(
     directory: str,
     step: int,
     max_to_keep: int | None = None,
+    graph: bytes | None = None,
     first: Callable[[], None] | None = None,
 ) -> str:
     """Writes `directory/ckpt-<step>`; returns its path when it is on disk.
@@ -229,6 +239,7 @@ def save_checkpoint(
       directory: holds the checkpoints; made if it is not there, but not its parents.
       step: updates done, which names the checkpoint.
       max_to_keep: how many of the newest checkpoints stay; None: all.
+      graph: of objects, for `tf.train.Checkpoint`; None: that of nested dictionaries.
       first: called before anything is written.
 
     Raises:
@@ -242,7 +253,8 @@ def save_checkpoint(
             # A run that was deleted meanwhile must not come back.
             make = tf.io.gfile.mkdir if is_local(directory) else tf.io.gfile.makedirs
             make(directory)
-        _write(arrays, directory=directory, step=step)
+        graph = graph or create_object_graph(arrays, {})
+        _write(arrays, graph, directory=directory, step=step)
         # For `tf.train.latest_checkpoint`, which must not find what is deleted next;
         # nothing of ours reads it.
         with replacing(os.path.join(directory, "checkpoint")) as file:
@@ -253,7 +265,7 @@ def save_checkpoint(
     return prefix
 
 
-def _write(arrays: Arrays, *, directory: str, step: int) -> None:
+def _write(arrays: Arrays, graph: bytes, *, directory: str, step: int) -> None:
     with staging_folder(directory) as staging:
         # As tf.train.Checkpoint does, but for a quarter of the processor time.
         with tf.device("/CPU:0"):
@@ -261,7 +273,7 @@ def _write(arrays: Arrays, *, directory: str, step: int) -> None:
                 prefix=checkpoint_prefix(staging, step),
                 tensor_names=[*(name + SUFFIX for name in arrays), OBJECT_GRAPH],
                 shape_and_slices=[""] * (len(arrays) + 1),
-                tensors=[*arrays.values(), _object_graph(arrays)],
+                tensors=[*arrays.values(), graph],
             )
         names = _files(staging, step)
         for name in names:
@@ -274,23 +286,6 @@ def _write(arrays: Arrays, *, directory: str, step: int) -> None:
                 overwrite=True,
             )
         sync(directory)
-
-
-def _object_graph(names: Iterable[str]) -> bytes:
-    """Describes arrays as nested dictionaries of variables, for tf.train.Checkpoint."""
-    graph = TrackableObjectGraph()
-    nodes = {"": graph.nodes.add()}
-    for name in names:
-        path = ""
-        for part in name.split("/"):
-            parent, path = nodes[path], f"{path}/{part}"
-            if path not in nodes:
-                parent.children.add(node_id=len(graph.nodes), local_name=part)
-                nodes[path] = graph.nodes.add()
-        nodes[path].attributes.add(
-            name="VARIABLE_VALUE", full_name=name, checkpoint_key=name + SUFFIX
-        )
-    return graph.SerializeToString()
 
 
 def delete_checkpoint(directory: str, step: int) -> None:

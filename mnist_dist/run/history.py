@@ -149,8 +149,10 @@ def revert_run(model_dir: str, step: int) -> Reverted:
             )
         if whole[0].is_best:
             # The best may be replaced by a better one: the run needs its own.
+            best = best_dir(model_dir)
             checkpoints.save_checkpoint(
-                checkpoints.read_step(best_dir(model_dir), step),
+                checkpoints.read_step(best, step),
+                graph=checkpoints.load_graph(checkpoints.checkpoint_prefix(best, step)),
                 directory=checkpoint_dir(model_dir),
                 step=step,
             )
@@ -161,13 +163,16 @@ def revert_run(model_dir: str, step: int) -> Reverted:
     return Reverted(step, later, stale)
 
 
-def replace_latest(model_dir: str, old: Arrays, new: Arrays) -> tuple[str, str]:
+def replace_latest(
+    model_dir: str, old: Arrays, new: Arrays, *, graph: bytes | None
+) -> tuple[str, str]:
     """Puts other weights into a run's newest checkpoint; its evaluation is withdrawn.
 
     Args:
       model_dir: of a run that nobody else writes.
       old: all that the checkpoint holds.
       new: what it is to hold instead; its `best/` entries are seen to here.
+      graph: of objects in the checkpoint.
 
     Returns:
       The path of a copy of the old one, which is no part of the run; and its own.
@@ -184,7 +189,7 @@ def replace_latest(model_dir: str, old: Arrays, new: Arrays) -> tuple[str, str]:
         reporting_errors(aside, so="nothing was changed"),
         publishing(aside, overwrite=False) as staging,
     ):
-        checkpoints.save_checkpoint(old, directory=staging, step=step)
+        checkpoints.save_checkpoint(old, graph=graph, directory=staging, step=step)
     if int(old.get("best/step", -1)) == step:
         new = new | {
             "best/accuracy": np.array(-1.0, np.float64),
@@ -192,7 +197,7 @@ def replace_latest(model_dir: str, old: Arrays, new: Arrays) -> tuple[str, str]:
             "best/evaluations_since": np.array(0, np.int64),
         }
     withdraw_evaluation(model_dir, step)
-    checkpoints.save_checkpoint(new, directory=directory, step=step)
+    checkpoints.save_checkpoint(new, graph=graph, directory=directory, step=step)
     return (
         checkpoints.checkpoint_prefix(aside, step),
         checkpoints.checkpoint_prefix(directory, step),

@@ -10,6 +10,7 @@ from mnist_dist.files.arrays import Arrays
 from mnist_dist.run.best import Best
 from mnist_dist.run.checkpoint_writer import CheckpointWriter
 from mnist_dist.run.checkpoints import list_checkpoints
+from mnist_dist.run.object_graph import KerasObjects
 from mnist_dist.run.paths import best_dir, checkpoint_dir
 from mnist_dist.run.run_log import RunLog
 from mnist_dist.training.progress import Progress
@@ -31,6 +32,7 @@ class Recorder:
         log: RunLog,
         progress: Progress,
         max_to_keep: int,
+        keras_objects: KerasObjects | None = None,
         on_record: Hook | None = None,
         on_evaluation: Hook | None = None,
         on_checkpoint: Callable[[str], None] | None = None,
@@ -42,6 +44,7 @@ class Recorder:
           log: its records, open for writing.
           progress: what a person sees.
           max_to_keep: checkpoints that are kept, beside the best.
+          keras_objects: how a Keras model finds its weights in a checkpoint.
           on_record: called with each training record: `step`, `epoch` and the metrics.
           on_evaluation: called with each evaluation, likewise, with `split` and
             `num_examples`.
@@ -54,7 +57,7 @@ class Recorder:
         self._on_record = on_record
         self._on_evaluation = on_evaluation
         self._on_checkpoint = on_checkpoint
-        self._writer = CheckpointWriter()
+        self._writer = CheckpointWriter(keras_objects)
         self._saved_step = max(list_checkpoints(checkpoint_dir(model_dir)), default=-1)
 
     def write_train(self, *, step: int, epoch: float, **metrics: float) -> None:

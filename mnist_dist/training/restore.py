@@ -134,7 +134,9 @@ def restore_run(
                 RunLog(model_dir, resume_step=step, lock=lock, writers=writers)
             )
         )
-        best = _restore_best(model_dir, arrays, step=step, log=log, stopping=stopping)
+        best = _restore_best(
+            model_dir, arrays, checkpoint, step=step, log=log, stopping=stopping
+        )
         held.pop_all()  # both stay open: nothing went wrong
         return Start(arrays, step, best, log, lock, checkpoint, set_aside)
 
@@ -174,6 +176,7 @@ def _warn_of_records(model_dir: str) -> None:
 def _restore_best(
     model_dir: str,
     arrays: Arrays,
+    checkpoint: str | None,
     *,
     step: int,
     log: RunLog,
@@ -191,7 +194,11 @@ def _restore_best(
         best, is_kept = Best(accuracy, step), False
     if best.step == step and not is_kept and "step" in arrays:
         checkpoints.save_checkpoint(
-            arrays | best.to_arrays(), directory=folder, step=step, max_to_keep=1
+            arrays | best.to_arrays(),
+            graph=checkpoints.load_graph(checkpoint) if checkpoint else None,
+            directory=folder,
+            step=step,
+            max_to_keep=1,
         )
     if config.load_patience(model_dir) != stopping.early_stopping_patience:
         best.evaluations_since = 0  # under another rule they are counted anew

@@ -11,6 +11,7 @@ from mnist_dist.artifacts.saved_model import trace_signatures
 from mnist_dist.cluster.membership import Cluster
 from mnist_dist.cluster.stop_request import StopRequest
 from mnist_dist.data import Dataset, dataset_from_arrays, load_dataset
+from mnist_dist.device.keras_objects import find_keras_objects
 from mnist_dist.device.peers import leave_together, names_lost_peers
 from mnist_dist.device.strategy import create_strategy
 from mnist_dist.errors import EXIT_STOPPED
@@ -210,5 +211,6 @@ def _create_recorder(options: TrainingOptions, job: Job, start: Start) -> Record
             total_steps=job.plan.total_steps,
             stream=sys.stdout if options.progress else None,
         ),
+        keras_objects=find_keras_objects(job.state),
         **options.pick("model_dir max_to_keep on_record on_evaluation on_checkpoint"),
     )
