@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_mnist import small_mnist
 
 import mnist_dist
 from mnist_dist.__main__ import VERBS
@@ -67,6 +68,7 @@ def test_help_has_the_manual_and_every_flag(verb, folder):
 
 def test_environment_changes_no_run(folder, fork_server, tmp_path):
     flags = ["--train_steps=2", "--noexport", "--noprogress", "--augment"]
+    flags += [f"--data_dir={small_mnist()}", "--global_batch_size=32"]
     usual = fork_server.start(
         "mnist_dist.train", f"--model_dir={tmp_path}/usual", *flags
     )

@@ -7,12 +7,23 @@ from pathlib import Path
 
 import pytest
 from array_checks import assert_same_bytes
+from small_mnist import small_mnist
 
 import mnist_dist
 from mnist_dist.__main__ import VERBS
 from mnist_dist.run.checkpoints import load_arrays
 
-SHORT = "model='mlp', enable_xla='off', lr_schedule='constant', messages=None, progress=False"
+# Keyword arguments of trainings that need no more.
+SHORT = {
+    "model": "mlp",
+    "data_dir": small_mnist(),
+    "lr_schedule": "constant",
+    "augment": False,
+    "enable_xla": "off",
+    "export": False,
+    "messages": None,
+    "progress": False,
+}
 
 
 @pytest.fixture
@@ -20,7 +31,7 @@ def run(fork_server, tmp_path):
     """Runs a program text in a folder of its own; returns what it prints as JSON."""
 
     def run(text, *, stderr=""):
-        process = fork_server.start("-c", text.replace("SHORT", SHORT), folder=tmp_path)
+        process = fork_server.start("-c", f"SHORT = {SHORT}\n{text}", folder=tmp_path)
         assert process.wait() == 0, process.stderr()
         assert stderr in process.stderr()
         return json.loads(process.stdout())
@@ -49,9 +60,9 @@ def test_public_names_are_there_and_none_is_a_programs():
 def test_two_models_train_one_after_the_other_in_one_process(run, tmp_path):
     found = run(
         "import json, mnist_dist\n"
-        "first = mnist_dist.train_model(model_dir='a', train_steps=20, SHORT)\n"
-        "other = mnist_dist.train_model(model_dir='b', train_steps=20, seed=2, SHORT)\n"
-        "again = mnist_dist.train_model(model_dir='c', train_steps=20, SHORT)\n"
+        "first = mnist_dist.train_model(model_dir='a', train_steps=20, **SHORT | {'export': True})\n"
+        "other = mnist_dist.train_model(model_dir='b', train_steps=20, seed=2, **SHORT)\n"
+        "again = mnist_dist.train_model(model_dir='c', train_steps=20, **SHORT)\n"
         "print(json.dumps([vars(r) for r in (first, other, again)]))\n"
     )
     first, other, again = found
@@ -60,6 +71,7 @@ def test_two_models_train_one_after_the_other_in_one_process(run, tmp_path):
         "model_dir": "a",
         "checkpoint": "a/checkpoints/ckpt-20",
         "saved_model": "a/export/20",
+        "saved_model_step": 20,
     }
     assert (first["step"], first["stopped_by"]) == (20, None)
     assert first["ended"] == "all steps are done"
@@ -71,13 +83,14 @@ def test_two_models_train_one_after_the_other_in_one_process(run, tmp_path):
 def test_it_is_the_run_that_the_program_makes(run, fork_server, tmp_path):
     run(
         "import json, mnist_dist\n"
-        "mnist_dist.train_model(model_dir='python', train_steps=20, SHORT)\n"
+        "mnist_dist.train_model(model_dir='python', train_steps=20, **SHORT)\n"
         "print(json.dumps(None))\n"
     )
     process = fork_server.start(
         "mnist_dist.train",
-        *("--model_dir=program", "--model=mlp", "--enable_xla=off"),
-        *("--lr_schedule=constant", "--train_steps=20"),
+        *("--model_dir=program", "--model=mlp", "--enable_xla=off", "--noexport"),
+        *("--lr_schedule=constant", "--train_steps=20", "--noaugment"),
+        f"--data_dir={small_mnist()}",
         folder=tmp_path,
     )
     assert process.wait() == 0, process.stderr()
@@ -100,8 +113,8 @@ def test_a_function_is_a_model_and_hooks_hear_of_everything(run, tmp_path):
         "        keras.layers.Flatten(), keras.layers.Dense(num_classes)])\n"
         "told = {'records': [], 'evaluations': [], 'checkpoints': []}\n"
         "mnist_dist.train_model(\n"
-        "    model_dir='run', model=create, train_steps=20, summary_interval=5,\n"
-        "    eval_interval=10, checkpoint_interval=10, messages=None, progress=False,\n"
+        "    model_dir='run', train_steps=20, summary_interval=5, eval_interval=10,\n"
+        "    checkpoint_interval=10, **SHORT | {'model': create},\n"
         "    on_record=lambda r: told['records'].append(r['step']),\n"
         "    on_evaluation=lambda r: told['evaluations'].append(\n"
         "        [r['step'], r['split'], r['num_examples']]),\n"
@@ -109,7 +122,7 @@ def test_a_function_is_a_model_and_hooks_hear_of_everything(run, tmp_path):
         "print(json.dumps(told))\n"
     )
     assert found["records"] == [5, 10, 15, 20]
-    assert found["evaluations"] == [[10, "test", 10_000], [20, "test", 10_000]]
+    assert found["evaluations"] == [[10, "test", 1_000], [20, "test", 1_000]]
     assert {"run/checkpoints/ckpt-10", "run/checkpoints/ckpt-20"} <= set(
         found["checkpoints"]
     )
@@ -123,9 +136,9 @@ def test_a_thread_trains_and_signal_handlers_are_put_back(run):
         "before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]\n"
         "results = []\n"
         "def work():\n"
-        "    results.append(mnist_dist.train_model(model_dir='a', train_steps=3, SHORT))\n"
+        "    results.append(mnist_dist.train_model(model_dir='a', train_steps=3, **SHORT))\n"
         "thread = threading.Thread(target=work); thread.start(); thread.join()\n"
-        "results.append(mnist_dist.train_model(model_dir='b', train_steps=3, SHORT))\n"
+        "results.append(mnist_dist.train_model(model_dir='b', train_steps=3, **SHORT))\n"
         "after = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]\n"
         "print(json.dumps([before == after, [r.step for r in results]]))\n"
     )
@@ -138,8 +151,8 @@ def test_a_signal_stops_it_and_the_next_call_goes_on(run, tmp_path):
         "def stop(record):\n"
         "    if record['step'] == 10: os.kill(os.getpid(), signal.SIGINT)\n"
         "options = dict(model_dir='run', train_steps=30, summary_interval=5)\n"
-        "stopped = mnist_dist.train_model(on_record=stop, **options, SHORT)\n"
-        "ended = mnist_dist.train_model(**options, SHORT)\n"
+        "stopped = mnist_dist.train_model(on_record=stop, **options, **SHORT)\n"
+        "ended = mnist_dist.train_model(**options, **SHORT)\n"
         "print(json.dumps([vars(stopped), vars(ended)]))\n"
     )
     stopped, ended = found
@@ -154,12 +167,12 @@ def test_lock_is_free_after_an_error(run):
         "import json, mnist_dist\n"
         "def fail(record): raise KeyError('mine')\n"
         "options = dict(model_dir='run', train_steps=6, summary_interval=3)\n"
-        "try: mnist_dist.train_model(on_record=fail, **options, SHORT)\n"
+        "try: mnist_dist.train_model(on_record=fail, **options, **SHORT)\n"
         "except KeyError: pass\n"
-        "assert mnist_dist.train_model(**options, SHORT).step == 6\n"
-        "try: mnist_dist.train_model(restore='4', **options, SHORT)\n"
+        "assert mnist_dist.train_model(**options, **SHORT).step == 6\n"
+        "try: mnist_dist.train_model(restore='4', **options, **SHORT)\n"
         "except mnist_dist.InputError as error: assert '--restore' in str(error)\n"
-        "assert mnist_dist.train_model(**options, SHORT).step == 6\n"
+        "assert mnist_dist.train_model(**options, **SHORT).step == 6\n"
         "print(json.dumps(None))\n"
     )
 
@@ -199,8 +212,7 @@ def test_options_not_given_are_the_runs_own_and_given_ones_are_named(run):
         "import json, mnist_dist\n"
         "said = []\n"
         "options = dict(model_dir='run', messages=said.append, progress=False)\n"
-        "mnist_dist.train_model(model='mlp', train_steps=10, seed=5, enable_xla='off',\n"
-        "    lr_schedule='constant', **options)\n"
+        "mnist_dist.train_model(train_steps=10, seed=5, **SHORT | options)\n"
         "said.clear()\n"
         "result = mnist_dist.train_model(train_steps=20, **options)\n"
         "config = json.load(open('run/config.json'))\n"
@@ -226,8 +238,7 @@ def test_layers_that_were_frozen_are_trained_in_the_same_run(run, tmp_path):
         "    path = f'run/checkpoints/ckpt-{step}'\n"
         "    name = 'model/dense_layer_1/kernel/.ATTRIBUTES/VARIABLE_VALUE'\n"
         "    return tf.train.load_checkpoint(path).get_tensor(name)\n"
-        "options = dict(model_dir='run', model='mlp', enable_xla='off', messages=None,\n"
-        "    progress=False, export=False)\n"
+        "options = dict(model_dir='run', **SHORT)\n"
         "mnist_dist.train_model(train_steps=3, freeze=['dense_layer_1'], **options)\n"
         "try: mnist_dist.train_model(train_steps=6, freeze=[], **options)\n"
         "except mnist_dist.InputError as error: refused = str(error)\n"
@@ -245,9 +256,9 @@ def test_early_end_is_told_recorded_and_counted_anew(run, tmp_path):
     found = run(
         "import json, mnist_dist\n"
         "said = []\n"
-        "options = dict(model_dir='run', model='mlp', learning_rate=0, train_steps=60,\n"
-        "    enable_xla='off', eval_interval=10, validation_examples=500,\n"
-        "    messages=said.append, progress=False)\n"
+        "options = SHORT | dict(model_dir='run', learning_rate=0, train_steps=60,\n"
+        "    eval_interval=10, validation_examples=500, messages=said.append,\n"
+        "    export=True)\n"
         "first = mnist_dist.train_model(early_stopping_patience=2, **options)\n"
         "ended = json.load(open('run/config.json'))['resolved']['ended']\n"
         "same = mnist_dist.train_model(early_stopping_patience=2, **options)\n"
@@ -278,8 +289,8 @@ def test_dry_run_tries_training_evaluation_and_export_and_leaves_nothing(run, tm
         "def create(*, image_shape, num_classes):\n"
         "    return keras.Sequential([keras.Input(image_shape), Spy(),\n"
         "        keras.layers.Flatten(), keras.layers.Dense(num_classes)])\n"
-        "result = mnist_dist.train_model(model_dir='run', model=create, dry_run=True,\n"
-        "    enable_xla='off', messages=None, progress=False)\n"
+        "result = mnist_dist.train_model(model_dir='run', dry_run=True,\n"
+        "    **SHORT | {'model': create, 'export': True})\n"
         "print(json.dumps([vars(result), calls]))\n"
     )
     result, calls = found
@@ -300,8 +311,9 @@ def test_arrays_are_a_data_set_and_every_call_takes_them(run):
         "    images[np.arange(n), labels] += 180\n"  # the bright row is the class
         "    return images, labels\n"
         "train, test = draw(600), draw(90)\n"
-        "result = mnist_dist.train_model(model_dir='run', data=(train, test), SHORT,\n"
-        "    augment=False, global_batch_size=20, train_steps=90)\n"
+        "result = mnist_dist.train_model(model_dir='run', data=(train, test),\n"
+        "    train_steps=90, global_batch_size=20,\n"
+        "    **SHORT | {'data_dir': None, 'export': True})\n"
         "evaluated = mnist_dist.evaluate_model('run', data=test)\n"
         "predicted = mnist_dist.predict_images(test[0][..., None], model_dir='run')\n"
         "share = float(np.mean(predicted.classes[:, 0] == test[1])\n"
@@ -318,8 +330,8 @@ def test_flag_file_of_a_run_redoes_it_bit_for_bit(run, fork_server, tmp_path):
     run(
         "import json, mnist_dist\n"
         "mnist_dist.train_model(model_dir='run', train_steps=6, dropout=0.2, seed=3,\n"
-        "    validation_examples=1000, freeze=['dense_layer_2'], augment=False,\n"
-        "    summary_interval=2, SHORT)\n"
+        "    validation_examples=1000, freeze=['dense_layer_2'], summary_interval=2,\n"
+        "    **SHORT)\n"
         "print(json.dumps(None))\n"
     )
     process = fork_server.start(

@@ -7,15 +7,20 @@ import sys
 
 import pytest
 from recorded_runs import write_run
+from small_mnist import small_mnist
 
 TRAIN = (
-    *(
-        "--model=mlp",
-        "--train_steps=40",
-        "--eval_interval=20",
-        "--checkpoint_interval=20",
-    ),
-    *("--summary_interval=10", "--noexport", "--noprogress"),
+    f"--data_dir={small_mnist()}",
+    "--model=mlp",
+    "--global_batch_size=32",
+    "--noaugment",
+    "--enable_xla=off",
+    "--train_steps=40",
+    "--eval_interval=20",
+    "--checkpoint_interval=20",
+    "--summary_interval=10",
+    "--noexport",
+    "--noprogress",
 )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from run_factory import create_run
+from small_mnist import small_mnist
 from tensorflow.compat.v1.train import summary_iterator
 
 from mnist_dist.evaluation.watch_records import save_record
@@ -26,7 +27,14 @@ def create(*, image_shape, num_classes):
         keras.layers.Dense(128, activation="relu", name="features"),
         keras.layers.Dense(num_classes, name="head")], name="mine")
 """
-SHORT = ["--noprogress", "--enable_xla=off", "--noaugment", "--train_steps=60"]
+SHORT = [
+    f"--data_dir={small_mnist()}",
+    "--global_batch_size=32",
+    "--noprogress",
+    "--enable_xla=off",
+    "--noaugment",
+    "--train_steps=60",
+]
 SHORT += ["--eval_interval=20", "--checkpoint_interval=20"]
 
 
@@ -217,7 +225,7 @@ def test_checkpoints_are_listed_and_gone_back_to(mlp, tmp_path, run, succeed, ro
     (path,) = [p for p in aside if p.endswith("checkpoints/later-than-20/ckpt-60")]
     # Forward again.
     flags = ["train", f"--model_dir={run_dir}", f"--restore={path}"]
-    succeed(*flags, "--train_steps=70", "--override_config", "--noprogress")
+    succeed(*flags, "--train_steps=70", "--override_config", *SHORT[:3], "--noexport")
     assert list_checkpoints(f"{run_dir}/checkpoints") == [70, 60, 20]
 
 

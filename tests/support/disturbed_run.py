@@ -1,11 +1,13 @@
 """A run of two replicas that lasts long enough to be disturbed, and its undisturbed end."""
 
 import numpy as np
+from small_mnist import small_mnist
 
 from mnist_dist.run.checkpoints import load_arrays
 
 STEPS = 1200
 FLAGS = [
+    f"--data_dir={small_mnist()}",
     "--model=mlp",
     f"--train_steps={STEPS}",
     "--global_batch_size=64",

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 
 import numpy as np
@@ -223,8 +224,8 @@ def test_card_says_what_it_is_and_sums_up_every_file(run, exported):
 
 @pytest.mark.parametrize("name", ["saved_model.pb", "variables/variables.index"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_damage_is_found_by_the_cards_sums(name, damage, run, tmp_path):
-    path = export(run, tmp_path, data=False).path
+def test_damage_is_found_by_the_cards_sums(name, damage, exported, tmp_path):
+    path = shutil.copytree(exported, tmp_path / "2")
     file = f"{path}/{name}"
     if damage == "remove":
         os.remove(file)
@@ -280,11 +281,11 @@ def test_same_model_is_not_written_twice_nor_another_replaced(run, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["1", "2", "3", "9"]
 
 
-def test_damaged_version_is_neither_believed_nor_replaced(run, tmp_path):
-    first = export(run, tmp_path)
-    os.truncate(f"{first.path}/saved_model.pb", 10)
+def test_damaged_version_is_neither_believed_nor_replaced(run, exported, tmp_path):
+    first = shutil.copytree(exported, tmp_path / "2")
+    os.truncate(first / "saved_model.pb", 10)
     assert export(run, tmp_path) == saved_model.Export(f"{tmp_path}/3", is_new=True)
-    assert os.path.getsize(f"{first.path}/saved_model.pb") == 10
+    assert os.path.getsize(first / "saved_model.pb") == 10
 
 
 def test_what_does_not_compute_the_same_is_not_published(run, tmp_path, monkeypatch):

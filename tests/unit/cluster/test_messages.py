@@ -45,6 +45,13 @@ def test_messages_arrive_and_are_proven_by_the_token(port):
     assert received == [({"question": 1}, proven) for proven in (True, False, False)]
 
 
+def wait_until(is_reached):
+    deadline = time.monotonic() + 10
+    while not is_reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_what_was_overheard_proves_nothing(port):
     proofs, seen = [], []
 
@@ -58,15 +65,13 @@ def test_what_was_overheard_proves_nothing(port):
             send_line = peer._send_line
             peer._send_line = lambda line: (sent.append(line), send_line(line))
             peer.send({"question": 1})
+        wait_until(lambda: len(seen) == 1)
         with socket.create_connection(("127.0.0.1", port)) as forger:
             forger.sendall(b"0" * 32 + b"\n" + sent[0] + b"\n")
             forger.shutdown(socket.SHUT_WR)
             while forger.recv(1000):
                 pass
-        deadline = time.monotonic() + 10
-        while len(seen) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: len(seen) == 2)
     assert seen == [({"question": 1}, True), ({"question": 1}, False)]
 
 
