@@ -88,6 +88,7 @@ def main(argv: Sequence[str]) -> int:
             found.batch,
             found.classes,
             found.probabilities,
+            class_names=found.class_names,
             drawing=drawing,
         )
         print(text, end="", flush=True)

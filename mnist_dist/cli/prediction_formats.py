@@ -6,11 +6,12 @@ import csv
 import itertools
 import json
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
+from mnist_dist.files.untrusted import printable
 from mnist_dist.pictures.image_files import Batch
 
 FORMATS = ("table", "json", "csv")
@@ -37,26 +38,29 @@ def format_predictions(
     classes: np.ndarray,
     probabilities: np.ndarray,
     *,
+    class_names: Sequence[str] | None = None,
     drawing: str | None = None,
 ) -> str:
     """Returns the predictions of a batch, each in lines of its own.
 
     JSON: an object a line, with `file`, `index` (null for a file that is a picture),
     `class` and `probability`; for k > 1 also `classes` and `probabilities`, lists of
-    k. CSV: the same in columns. In both a probability has all its digits.
+    k; where classes have names `name`, and for k > 1 `names`. CSV: the same in columns,
+    without names. In both a probability has all its digits.
 
     Args:
       output_format: one of `FORMATS`.
       batch: what was classified.
       classes: integers [n, k], the most probable first.
       probabilities: float32 [n, k], theirs.
+      class_names: the name of each class; None: they have none.
       drawing: how the table shows the images: None (not), `blocks` or `ascii`.
     """
     if output_format == "json":
-        return _format_json(batch, classes, probabilities)
+        return _format_json(batch, classes, probabilities, class_names)
     if output_format == "csv":
         return _format_csv(batch, classes, probabilities)
-    return _format_table(batch, classes, probabilities, drawing)
+    return _format_table(batch, classes, probabilities, class_names, drawing)
 
 
 # File, index, the k classes, their probabilities.
@@ -75,13 +79,21 @@ def _rows(
     )
 
 
-def _format_json(batch: Batch, classes: np.ndarray, probabilities: np.ndarray) -> str:
+def _format_json(
+    batch: Batch,
+    classes: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str] | None,
+) -> str:
     lines = []
     for file, index, labels, chances in _rows(batch, classes, probabilities):
         record: dict[str, object] = {"file": file, "index": index}
         record |= {"class": labels[0], "probability": chances[0]}
         if len(labels) > 1:
             record |= {"classes": labels, "probabilities": chances}
+        if class_names:
+            names = [class_names[label] for label in labels]
+            record |= {"name": names[0]} | ({"names": names} if len(names) > 1 else {})
         lines.append(json.dumps(record) + "\n")
     return "".join(lines)
 
@@ -101,16 +113,20 @@ def _format_table(
     batch: Batch,
     classes: np.ndarray,
     probabilities: np.ndarray,
+    class_names: Sequence[str] | None,
     drawing: str | None,
 ) -> str:
     lines = []
+    # What would control the terminal is escaped.
+    shown = [printable(name) for name in class_names or ()]
+    width = max(map(len, shown), default=0)
+    names = [f"{name:<{width}}  " for name in shown] or [""] * (int(classes.max()) + 1)
     rows = _rows(batch, classes, probabilities)
     for image, (file, index, labels, chances) in zip(batch.images, rows, strict=True):
-        # What would control the terminal is escaped.
         name = file if file.isprintable() else repr(file)
         name += "" if index is None else f"[{index}]"
         guesses = [
-            f"{label:>5}  {chance:>7.2%}"
+            f"{label:>5}  {names[label]}{chance:>7.2%}"
             for label, chance in zip(labels, chances, strict=True)
         ]
         if drawing is None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +23,7 @@ class Classifier:
     Attributes:
       image_shape: height, width and channels (1 or 3) of the images it takes.
       num_classes: how many classes it tells apart.
+      class_names: the name of each class; None where the model card has none.
       takes_digits: whether it was trained on MNIST's digits, as its model card says.
       classify: maps images uint8 [n, height, width, channels] to probabilities and
         logits, both float32 [n, num_classes]. Any n, without a new trace.
@@ -29,6 +31,7 @@ class Classifier:
 
     image_shape: tuple[int, int, int]
     num_classes: int
+    class_names: tuple[str, ...] | None
     takes_digits: bool
     classify: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -121,13 +124,28 @@ def load_classifier(path: str) -> Classifier:
         probabilities, _ = classify(np.zeros((1, *shape[1:]), np.uint8))
     except tf.errors.OpError as error:
         raise _unusable(path, error) from error
-    card = load_model_card(path) or {}
+    data = (load_model_card(path) or {}).get("data") or {}
     return Classifier(
         image_shape=tuple(shape[1:]),
         num_classes=probabilities.shape[1],
-        takes_digits=(card.get("data") or {}).get("sha256") == MNIST_CHECKSUM,
+        class_names=_check_names(data, path, num_classes=probabilities.shape[1]),
+        takes_digits=data.get("sha256") == MNIST_CHECKSUM,
         classify=classify,
     )
+
+
+def _check_names(
+    data: Mapping[str, Any], path: str, *, num_classes: int
+) -> tuple[str, ...] | None:
+    names = data.get("class_names")
+    if names is None:
+        return None
+    if len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise InputError(
+            f"{path!r}: the model card names {len(names)} classes, expected the names of "
+            f"the model's {num_classes}"
+        )
+    return tuple(names)
 
 
 def select_best(

@@ -31,12 +31,14 @@ class ImagePredictions:
       files: for each image its file; of images that came as an array, None.
       indices: for each image its index in the array, or in the one that its file
         holds; None if the file is a picture.
+      class_names: the name of each class; None where the model card has none.
     """
 
     classes: np.ndarray
     probabilities: np.ndarray
     files: list[str | None]
     indices: list[int | None]
+    class_names: tuple[str, ...] | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,11 +49,13 @@ class BatchPredictions:
       batch: the images, in the form that the model takes, and whence they came.
       classes: int64 [n, k], the k most probable classes, the likeliest first.
       probabilities: float32 [n, k], theirs.
+      class_names: the name of each class of the model; None where they have none.
     """
 
     batch: Batch
     classes: np.ndarray
     probabilities: np.ndarray
+    class_names: tuple[str, ...] | None
 
 
 def predict_images(
@@ -103,7 +107,11 @@ def predict_images(
     if not classes:
         raise InputError("found no image, expected at least one")
     return ImagePredictions(
-        np.concatenate(classes), np.concatenate(probabilities), files, indices
+        np.concatenate(classes),
+        np.concatenate(probabilities),
+        files,
+        indices,
+        classifier.class_names,
     )
 
 
@@ -151,7 +159,7 @@ def predict_files(
                 classes, chances = select_best(
                     *classifier.classify(batch.images), top_k
                 )
-                yield BatchPredictions(batch, classes, chances)
+                yield BatchPredictions(batch, classes, chances, classifier.class_names)
 
     return predictions()
 

@@ -27,7 +27,12 @@ EXPORT_FORMAT = 2
 
 # Of what is read in a card; anything may be null, as for what is not known.
 _TYPES = {"step": int, "moving_average": bool, "data": dict}
-_DATA_TYPES = {"data_dir": str, "sha256": str, "validation_examples": int}
+_DATA_TYPES = {
+    "data_dir": str,
+    "sha256": str,
+    "validation_examples": int,
+    "class_names": list,
+}
 
 
 def identify_model(state: TrainState, *, config: RunConfig) -> dict[str, Any]:
@@ -60,6 +65,7 @@ def describe_model(
       evaluation: what it gets right; None if that is not known.
       evaluation_checksum: of the data set that it was evaluated on; None: the run's.
     """
+    resolved = config.contents.get("resolved", {})
     if evaluation is not None:
         checksum = evaluation_checksum or config.data_checksum
         evaluation = {**evaluation, "data_sha256": checksum}
@@ -68,7 +74,8 @@ def describe_model(
         "num_parameters": sum(int(np.prod(p.shape)) for p in state.parameters),
         "evaluation": evaluation,
         "data": {
-            "source": config.contents.get("resolved", {}).get("data"),
+            "source": resolved.get("data"),
+            "class_names": resolved.get("class_names"),
             "data_dir": config.data_dir,
             "sha256": config.data_checksum,
             "validation_examples": config.validation_examples,

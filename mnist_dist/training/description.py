@@ -69,6 +69,7 @@ def resolved(
         "data": job.dataset.source,
         "image_shape": job.dataset.image_shape,
         "num_classes": job.dataset.num_classes,
+        "class_names": job.dataset.class_names,
         "use_xla": job.use_xla,
         "total_steps": job.plan.total_steps,
         "steps_per_epoch": job.plan.steps_per_epoch,

@@ -53,6 +53,22 @@ def test_json_of_one_class_has_no_lists():
     assert list(json.loads(first)) == ["file", "index", "class", "probability"]
 
 
+def test_names_of_classes_stand_beside_their_numbers():
+    names = [f"class {number}" for number in range(9)] + ["\x1b[31mred"]
+    for top_k in (1, 3):
+        arguments = (BATCH, CLASSES[:, :top_k], PROBABILITIES[:, :top_k])
+        text = format_predictions("json", *arguments, class_names=names)
+        for row, classes in zip(text.splitlines(), CLASSES, strict=True):
+            expected = [names[number] for number in classes[:top_k]]
+            assert json.loads(row)["name"] == expected[0]
+            assert json.loads(row).get("names") == (expected if top_k > 1 else None)
+        table = format_predictions("table", *arguments, class_names=names)
+        for line, classes in zip(table.splitlines(), CLASSES, strict=True):
+            assert line.isprintable()
+            for number in classes[:top_k]:
+                assert f"{number}  class {number}" in line or "9  \\x1b[31mred" in line
+
+
 @pytest.mark.parametrize("top_k", [1, 3])
 def test_csv_reads_back(top_k):
     text = io.StringIO(formatted("csv", top_k=top_k), newline="")
