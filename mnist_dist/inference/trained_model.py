@@ -95,13 +95,7 @@ def create_inference_state(
     except InputError as error:
         if model:
             raise
-        hint = ""
-        if ":" in config.model:
-            hint = (
-                f"; expected its module on PYTHONPATH, or --model={config.model}, which "
-                "also looks in the working directory"
-            )
-        raise InputError(f"{config_path(model_dir)}: {error}{hint}") from error
+        raise InputError(f"{config_path(model_dir)}: {error}") from error
 
 
 def read_checkpoint(model_dir: str, checkpoint: str) -> tuple[str, Arrays]:

@@ -27,7 +27,11 @@ def import_function(name: str) -> Callable[..., keras.Model]:
         except ModuleNotFoundError as error:
             missing = error.name or ""
             if f"{module_name}.".startswith(f"{missing}."):
-                raise InputError(f"--model: cannot load {name!r}: {error}") from error
+                raise InputError(
+                    f"--model: cannot load {name!r}: {error}; expected it on PYTHONPATH, "
+                    f"or --model={name} on the command line, which looks in the working "
+                    "directory too"
+                ) from error
             raise
         except (TypeError, ValueError) as error:  # `a..b:c`, `:c`
             raise InputError(f"--model: cannot load {name!r}: {error}") from error

@@ -125,7 +125,7 @@ def test_environment_changes_no_run(folder, fork_server, tmp_path):
     ]
     assert [result.returncode for result in results] == [2, 0], results[1].stderr
     assert "config.json: --model: cannot load 'mine:create'" in results[0].stderr
-    assert "or --model=mine:create, which also looks" in results[0].stderr
+    assert "or --model=mine:create on the command line" in results[0].stderr
 
 
 @pytest.mark.parametrize(
