@@ -12,6 +12,7 @@ from forked import ForkServer
 # what mostly waits, and is not left over at the end.
 LONGEST = (
     "test_slurm",
+    "test_slurm_journey",
     "test_multi_worker",
     "test_train",
     "test_train_loop",

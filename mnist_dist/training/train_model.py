@@ -37,7 +37,7 @@ def train_model(options: TrainingOptions, given: Set[str]) -> TrainingResult:
             "TF_CONFIG: found this process to be the evaluator, expected a worker: "
             "`mnist-dist evaluate --watch` evaluates"
         )
-    if cluster.num_workers > 1:
+    if cluster.num_workers > 1 or cluster.num_allocated_nodes > 1:
         say(options, cluster.describe())
     with StopRequest() as stop:  # before the imports start threads
         # TensorFlow takes seconds to import: not before the options are known to be good.
