@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 
-import forking_launcher
 import numpy as np
 import pytest
 from disturbed_run import assert_same_training
@@ -22,7 +21,6 @@ from mnist_dist.evaluation.watch_records import load_record
 from mnist_dist.run.checkpoints import list_checkpoints, load_arrays
 
 PEER_TIMEOUT = 4  # less, and a busy machine loses workers that live
-FORKING_LAUNCHER = forking_launcher.__file__
 COMMON = [
     f"--data_dir={small_mnist()}",
     "--model=mlp",
@@ -381,34 +379,31 @@ def workers_of(launcher):
     return found
 
 
-def start_launcher(model_dir, *flags, restarts, log):
-    """Starts `launch` of two workers, which are forks of it."""
-    command = [sys.executable, FORKING_LAUNCHER, str(restarts)]
-    command += [f"--model_dir={model_dir}", *COMMON, *flags, "--peer_timeout=5"]
-    with log.open("wb") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file)
-
-
 @pytest.mark.slow
-def test_killed_6_times_under_launch_a_run_ends_as_if_undisturbed(tmp_path):
+def test_killed_6_times_under_launch_a_run_ends_as_if_undisturbed(
+    fork_server, tmp_path
+):
     flags = ["--train_steps=500", "--steps_per_loop=20", "--eval_interval=250"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     # A launcher gives its workers a part of the processors each: so here too.
-    undisturbed = start_launcher(whole, *flags, restarts=0, log=tmp_path / "whole.log")
+    undisturbed, launcher = (
+        fork_server.start(
+            *("forking_launcher", str(restarts), f"--model_dir={model_dir}"),
+            *(*COMMON, *flags, "--peer_timeout=5"),
+        )
+        for model_dir, restarts in ((whole, 0), (killed, 6))
+    )
     rng, directory = random.Random(1), str(killed / "checkpoints")
 
     def newest():
         return max(list_checkpoints(directory), default=0)
 
-    log = tmp_path / "killed.log"
-    launcher = start_launcher(killed, *flags, restarts=6, log=log)
     try:
         seen: set[int] = set()
         for number in range(6):
             deadline = time.monotonic() + 240
             while len(workers := workers_of(launcher) - seen) < 2:
-                assert launcher.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
+                assert time.monotonic() < deadline, launcher.stderr()
                 time.sleep(0.01)
             # Of four kills one anywhere, early too, and three while it trains or saves;
             # on a fast machine sooner, so that all come before the run is done.
@@ -422,12 +417,10 @@ def test_killed_6_times_under_launch_a_run_ends_as_if_undisturbed(tmp_path):
                 time.sleep(0.002)
             os.kill(rng.choice(sorted(workers)), signal.SIGKILL)
             seen |= workers
-        assert launcher.wait(timeout=240) == 0, log.read_text()
-        assert undisturbed.wait(timeout=240) == 0, (tmp_path / "whole.log").read_text()
+        finish([launcher, undisturbed])
     finally:
         for process in (launcher, undisturbed):
-            process.kill()
-            process.wait()
-    assert log.read_text().count("ended with code 137; restart") == 6
+            process.kill(signal.SIGKILL)
+    assert launcher.stderr().count("ended with code 137; restart") == 6
     assert_same_bits(killed, whole)
     assert [r["step"] for r in evaluations(killed)] == [250, 500]
