@@ -35,7 +35,9 @@ def test_every_format_classifies_as_the_checkpoint_does(model, tmp_path):
     create_run(tmp_path / "run", model=model, data_dir=data_dir)
     expected = evaluate_model(f"{tmp_path}/run").report.classes
     images = load_dataset(data_dir).test.images
-    for file_format in FORMATS:
+    # What the other recurrent layers differ in is what a SavedModel keeps.
+    is_alike = model in RECURRENT[1:]
+    for file_format in ["saved_model"] if is_alike else FORMATS:
         choice = {"format": file_format, "export_dir": f"{tmp_path}/export"}
         if file_format == "tflite" and model in RECURRENT:
             with pytest.raises(InputError, match=r"Select ops TensorList.*unroll=True"):
