@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 from absl import logging
 
 from mnist_dist.cluster.membership import TOKEN, Cluster, split_address
-from mnist_dist.cluster.messages import Channel, connect, listen
+from mnist_dist.cluster.messages import Channel, connect, describe_trouble, listen
 from mnist_dist.cluster.reminder import Reminder
 from mnist_dist.errors import InputError, PeerError
 
@@ -98,6 +99,7 @@ class Meeting:
         self._answered: set[int] = set()
         self._asked: set[int] = set()
         self._told: set[int] = set()  # to whom this worker has answered
+        self._unknown: set[int] = set()  # whose host has no address
         self._trouble = dict.fromkeys(self.peers, "no answer")
         self.difference: str | None = None
 
@@ -121,7 +123,15 @@ class Meeting:
                 self._note(self._answered, rank, self._differences(message))
                 return
             except (OSError, ValueError, RecursionError) as error:
-                self._trouble[rank] = str(error)
+                self._trouble[rank] = describe_trouble(error)
+                if isinstance(error, socket.gaierror) and rank not in self._unknown:
+                    # Told at once: it may be misspelt. A scheduler may yet publish it.
+                    self._unknown.add(rank)
+                    logging.warning(
+                        "waiting for worker %s: %s",
+                        self._name(rank),
+                        self._trouble[rank],
+                    )
             time.sleep(0.1)
 
     def reply(self, channel: Channel) -> None:

@@ -150,6 +150,13 @@ def connect(
         raise
 
 
+def describe_trouble(error: Exception) -> str:
+    """Returns why a host was not reached."""
+    if isinstance(error, socket.gaierror):
+        return f"its name has no address here ({error.strerror})"
+    return str(error)
+
+
 @contextlib.contextmanager
 def listen(
     port: int,

@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
 from mnist_dist.cluster.membership import split_address
-from mnist_dist.cluster.messages import Channel, connect, listen
+from mnist_dist.cluster.messages import Channel, connect, describe_trouble, listen
 from mnist_dist.cluster.reminder import Reminder
 from mnist_dist.errors import PeerError
 
@@ -156,7 +157,7 @@ def _join(
     check: Callable[[], None],
     say: Callable[[str], None],
 ) -> Agreement:
-    trouble = "no answer"
+    trouble, is_unknown = "no answer", False
     reminder = Reminder()
     where = f"{master[0]}:{master[1]}"
 
@@ -179,7 +180,10 @@ def _join(
                 hosts = _checked_hosts(answer.get("hosts"), node_rank, len(ports))
                 return _agreement(hosts, node_rank=node_rank, token=token)
         except (OSError, ValueError) as error:
-            trouble = str(error)
+            trouble = describe_trouble(error)
+            if isinstance(error, socket.gaierror) and not is_unknown:
+                is_unknown = True  # told at once: it may be misspelt
+                say(f"waiting for the first host, {where}: {trouble}")
         wait()
         time.sleep(0.2)
     raise PeerError(

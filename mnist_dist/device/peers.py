@@ -6,11 +6,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from mnist_dist.cluster.exit_timer import exits_unless_done_within
 from mnist_dist.cluster.membership import Cluster
-from mnist_dist.errors import PeerError
+from mnist_dist.errors import InputError, PeerError, RunError
+from mnist_dist.files.untrusted import printable
 
+_TOLD = "mnist_dist: "  # begins what a worker tells the others
+_MAX_REASON = 500  # characters
 _LEAVING_SECONDS = 5.0  # that the others may take to end with this worker
 # What a worker's calls raise when another is gone, depending on what was under way.
 _LOST = (
@@ -64,14 +68,22 @@ def gather_texts(
 
 @contextlib.contextmanager
 def names_lost_peers(cluster: Cluster) -> Iterator[None]:
-    """Turns what TensorFlow raises when another worker is gone into a PeerError."""
+    """Turns what TensorFlow raises when another worker is gone into a PeerError.
+
+    What ends this worker is told to the others, whose PeerError then names it.
+    """
     try:
         yield
+    except (InputError, RunError) as error:
+        _tell_others(cluster, str(error))
+        raise
     except _LOST as error:
         if cluster.num_workers == 1 or (
             isinstance(error, tf.errors.InternalError) and "ollective" not in str(error)
         ):
             raise
+        if told := re.search(f"{_TOLD}(worker .*)", str(error)):
+            raise PeerError(told[1]) from error
         reason = next(
             (line for line in str(error).splitlines() if "aborted by:" in line),
             str(error).partition("\n")[0],
@@ -82,6 +94,16 @@ def names_lost_peers(cluster: Cluster) -> Iterator[None]:
             f"{who} is gone; unless its own output names an error, start all workers "
             f"again and the run goes on from its newest checkpoint ({reason.strip()})"
         ) from error
+
+
+def _tell_others(cluster: Cluster, reason: str) -> None:
+    """Makes the collectives of the other workers fail, and name the reason."""
+    if cluster.num_workers == 1:
+        return
+    # One line of bounded length. Before the workers are connected this raises.
+    text = f"{_TOLD}worker {cluster.rank} has ended: {printable(reason)[:_MAX_REASON]}"
+    with contextlib.suppress(ValueError, tf.errors.OpError):
+        context.context().report_error_to_cluster(tf.errors.FAILED_PRECONDITION, text)
 
 
 def leave_together(strategy: tf.distribute.Strategy, *, code: int) -> None:

@@ -251,6 +251,23 @@ def test_missing_worker_is_named_in_time(start, tmp_path):
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
 
 
+def test_host_without_an_address_is_told_at_once(start, tmp_path):
+    flags = ("--cluster_timeout=120", "--train_steps=40")
+    hosts = f"{free_hosts(1)},no-such-host.invalid:4000"
+    (chief,) = start(tmp_path, *flags, ranks=[0], hosts=hosts)
+    deadline = time.monotonic() + 60
+    while "worker 0 is chief" not in chief.stdout():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    began = time.monotonic()
+    while "waiting for worker 1 (no-such-host.invalid:4000): " not in chief.stderr():
+        assert time.monotonic() < began + 8  # other hosts are told of after 10 seconds
+        time.sleep(0.01)
+    assert "its name has no address here" in chief.stderr()
+    chief.kill(signal.SIGTERM)
+    assert chief.wait() == 143
+
+
 def test_signal_ends_the_wait_for_a_missing_worker(start, tmp_path):
     (chief,) = start(tmp_path, "--train_steps=40", ranks=[0])
     deadline = time.monotonic() + 120
@@ -278,7 +295,10 @@ def test_wrong_input_of_the_chief_ends_all_with_its_reason(start, tmp_path):
     finish(start(tmp_path, "--train_steps=20"))
     group = start(tmp_path, "--train_steps=40", "--learning_rate=1")
     assert [process.wait() for process in group] == [2, 143]
-    assert "--learning_rate: found 1.0" in group[0].stderr().splitlines()[-1]
+    reason = group[0].stderr().splitlines()[-1].removeprefix("train: error: ")
+    assert "--learning_rate: found 1.0" in reason
+    told = group[1].stderr().splitlines()[-1]
+    assert told == f"train: error: worker 0 has ended: {reason}"
 
 
 def test_evaluator_goes_on_as_evaluate_watch(tmp_path):

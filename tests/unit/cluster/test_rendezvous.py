@@ -205,3 +205,18 @@ def test_wait_ends_when_told_to(node_rank):
             timeout=60,
             is_stopping=lambda: True,
         )
+
+
+def test_first_host_without_an_address_is_told_at_once():
+    said = []
+    with pytest.raises(PeerError, match="its name has no address here"):
+        agree_with_hosts(
+            [1001],
+            nnodes=2,
+            node_rank=1,
+            master=("no-such-host.invalid", 1),
+            timeout=1.0,  # before the first reminder
+            say=said.append,
+        )
+    (line,) = said
+    assert "waiting for the first host, no-such-host.invalid:1: its name has" in line
