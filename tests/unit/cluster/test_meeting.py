@@ -124,11 +124,14 @@ def test_who_is_waited_for_is_said(monkeypatch, caplog):
     addresses = (free_addresses(1)[0], "no-such-host.invalid:2222")
     with caplog.at_level("WARNING", logger="absl"), pytest.raises(PeerError) as error:
         meet_peers(Cluster("test", addresses, 0), greeting={}, timeout=1, token="")
-    (line,) = [record.getMessage() for record in caplog.records]
+    # At once, for it has no address, and when the first reminder is due.
+    at_once, line = [record.getMessage() for record in caplog.records]
+    assert at_once == line
     name = "worker 1 (no-such-host.invalid:2222)"
     assert line.startswith(f"waiting for {name}: ")
     why = line.removeprefix(f"waiting for {name}: ")
     assert why in str(error.value)
+    assert why.startswith("its name has no address here (")
 
 
 def test_stranger_on_the_port_is_no_peer_and_does_no_harm():
