@@ -10,13 +10,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import gzip
 import itertools
-import math
 import os
-import re
 import sys
-import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO
@@ -24,22 +20,12 @@ from typing import IO
 import numpy as np
 
 from mnist_dist.errors import InputError
-from mnist_dist.files.idx import read_idx_header
-from mnist_dist.files.npy import read_npy_header
-from mnist_dist.files.untrusted import ByteStream, open_file, quoted
-from mnist_dist.pictures import decoding
+from mnist_dist.files.untrusted import open_file, quoted
+from mnist_dist.pictures import decoding, image_arrays
 
 STANDARD_INPUT = "-"
 
-# What is read while the device computes.
-_TASKS_AHEAD = 8
-_FILES_A_TASK = 16
-_PIECE_BYTES = 1 << 24  # of an array, prepared at a time
-_CHUNK_BYTES = 1 << 18  # set aside before it is known to be there
-
-_GZIP = b"\x1f\x8b"
-_NPY = b"\x93NUM"
-_IDX = re.compile(rb"\0\0[\x08-\x0e][\1-\xff]")
+_FILES_AHEAD = 64  # read while the device computes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -151,52 +137,29 @@ def _load_ahead(
 ) -> Generator[tuple[str, int | None, np.ndarray] | InputError, None, None]:
     """Yields path, index and prepared pictures, in order, while threads read ahead."""
     files = iter(files)
-    num_taken = 0
-    tasks: collections.deque[Future[list[tuple[str, _Pieces] | InputError]]]
+    tasks: collections.deque[tuple[str, Future[_Pieces]] | InputError]
     tasks = collections.deque()
     pool = ThreadPoolExecutor(num_threads)
     try:
         while True:
-            while len(tasks) < _TASKS_AHEAD:
-                # Handing over a small file costs as much as reading it; a few large
-                # ones must not all go to one thread. So: one, one, ..., then more.
-                size = min(1 + num_taken // 16, _FILES_A_TASK)
-                taken = list(itertools.islice(files, size))
-                if not taken:
-                    break
-                num_taken += len(taken)
-                tasks.append(pool.submit(_load_all, taken, prepare, piece_size))
+            for file in itertools.islice(files, _FILES_AHEAD - len(tasks)):
+                if not isinstance(file, InputError):
+                    task = pool.submit(_load, file, prepare, piece_size)
+                tasks.append(file if isinstance(file, InputError) else (file, task))
             if not tasks:
                 return
-            for item in tasks.popleft().result():
-                if isinstance(item, InputError):
-                    yield item
-                    continue
-                path, pieces = item
-                try:
-                    for first, images in pieces:
-                        yield path, first, images
-                except InputError as error:
-                    yield error
+            item = tasks.popleft()
+            if isinstance(item, InputError):
+                yield item
+                continue
+            path, task = item
+            try:
+                for first, images in task.result():
+                    yield path, first, images
+            except InputError as error:
+                yield error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _load_all(
-    files: list[str | InputError],
-    prepare: Callable[..., np.ndarray],
-    piece_size: int,
-) -> list[tuple[str, _Pieces] | InputError]:
-    loaded: list[tuple[str, _Pieces] | InputError] = []
-    for file in files:
-        if isinstance(file, InputError):
-            loaded.append(file)
-            continue
-        try:
-            loaded.append((file, _load(file, prepare, piece_size)))
-        except InputError as error:
-            loaded.append(error)
-    return loaded
 
 
 def _load(path: str, prepare: Callable[..., np.ndarray], piece_size: int) -> _Pieces:
@@ -206,7 +169,7 @@ def _load(path: str, prepare: Callable[..., np.ndarray], piece_size: int) -> _Pi
         name = quoted(path)
         with open_file(path) as (file, size):
             head = file.read(4)
-            if not _is_array(head):
+            if not image_arrays.is_array(head):
                 # Not more than it may be: reading sets aside what is asked for.
                 data = head + file.read(min(size, decoding.MAX_ENCODED_BYTES))
                 picture = decoding.decode_picture(data, name=name)
@@ -220,15 +183,15 @@ def _load_lazily(
     name = "standard input" if path == STANDARD_INPUT else quoted(path)
     with _open(path) as file:
         head = file.read(4)
-        if not _is_array(head):
+        if not image_arrays.is_array(head):
             if not head:
                 raise InputError(f"{name}: found nothing, expected a picture or array")
-            data = head + _read_up_to(file, decoding.MAX_ENCODED_BYTES)
+            data = head + image_arrays.read_up_to(file, decoding.MAX_ENCODED_BYTES)
             picture = decoding.decode_picture(data, name=name)
             yield None, prepare(picture[np.newaxis], name=name)
             return
         first = 0
-        for images in _read_array(head, file, piece_size, name=name):
+        for images in image_arrays.read_array(head, file, piece_size, name=name):
             yield first, prepare(images, name=name)
             first += len(images)
 
@@ -247,115 +210,3 @@ def _open(path: str) -> Iterator[IO[bytes]]:
     else:
         with open_file(path) as (file, _):
             yield file
-
-
-def _is_array(head: bytes) -> bool:
-    return head[:2] == _GZIP or head == _NPY or _IDX.match(head) is not None
-
-
-def _read_array(
-    head: bytes, file: IO[bytes], piece_size: int, *, name: str
-) -> Iterator[np.ndarray]:
-    stream = _Rejoined(head, file)
-    if head == _NPY:
-        yield from _read_npy(stream, piece_size, name=name)
-    elif head[:2] != _GZIP:
-        yield from _read_idx(stream, piece_size, name=name)
-    else:
-        try:
-            # GzipFile only ever reads from it.
-            with gzip.GzipFile(fileobj=stream, mode="rb") as unzipped:  # type: ignore[call-overload]
-                yield from _read_idx(unzipped, piece_size, name=name)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{name}: damaged gzip data ({error})") from error
-
-
-class _Rejoined:
-    """A stream whose first bytes have been read, to see what it is."""
-
-    def __init__(self, head: bytes, stream: IO[bytes]) -> None:
-        self._unread = head
-        self._stream = stream
-
-    def read(self, size: int, /) -> bytes:
-        if not self._unread:
-            return self._stream.read(size)
-        start, self._unread = self._unread[:size], self._unread[size:]
-        return start + self._stream.read(size - len(start))
-
-
-def _read_idx(
-    stream: ByteStream, piece_size: int, *, name: str
-) -> Iterator[np.ndarray]:
-    shape, _ = read_idx_header(stream, name=name)
-    if len(shape) != 3 and not (len(shape) == 4 and shape[3] in (1, 3)):
-        raise InputError(
-            f"{name}: found shape {shape}, expected images of shape (n, height, width) "
-            "or (n, height, width, 1 or 3 channels)"
-        )
-    return _read_pieces(stream, shape, piece_size, name=name)
-
-
-def _read_npy(
-    stream: ByteStream, piece_size: int, *, name: str
-) -> Iterator[np.ndarray]:
-    shape, is_fortran_order, dtype = read_npy_header(
-        stream,  # type: ignore[arg-type]  # it only ever reads from it
-        name=name,
-    )
-    is_picture = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
-    is_batch = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    if dtype != np.uint8 or not (is_picture or is_batch) or min(shape) < 1:
-        raise InputError(
-            f"{name}: found {dtype} of shape {shape}, expected images: uint8 of shape "
-            "([n,] height, width[, 1 or 3 channels]), no dimension zero"
-        )
-    if is_fortran_order:
-        raise InputError(
-            f"{name}: found values in Fortran order, expected C order "
-            "(numpy.ascontiguousarray)"
-        )
-    if len(shape) == 2:
-        # One picture, or many flat ones: whoever prepares them knows the model's size.
-        return (p[0] for p in _read_pieces(stream, (1, *shape), piece_size, name=name))
-    return _read_pieces(
-        stream, (1, *shape) if is_picture else shape, piece_size, name=name
-    )
-
-
-def _read_pieces(
-    stream: ByteStream, shape: tuple[int, ...], piece_size: int, *, name: str
-) -> Iterator[np.ndarray]:
-    num_images, height, width, *_ = shape
-    if height * width > decoding.MAX_PIXELS:
-        raise decoding.too_large(width, height, name=name)
-    image_bytes = math.prod(shape[1:])
-    step = max(min(piece_size, _PIECE_BYTES // image_bytes), 1)
-    for first in range(0, num_images, step):
-        wanted = min(step, num_images - first) * image_bytes
-        data = _read_up_to(stream, wanted)
-        whole = len(data) // image_bytes
-        if whole:
-            values = np.frombuffer(data, np.uint8, count=whole * image_bytes)
-            yield values.reshape(whole, *shape[1:])
-        if len(data) < wanted:
-            raise InputError(
-                f"{name}: too short: found {first + whole} whole images, the header "
-                f"claims {num_images}"
-            )
-    # Reading on to the end also makes gzip verify its checksum.
-    if stream.read(1):
-        raise InputError(
-            f"{name}: trailing bytes after the {num_images} images that the header "
-            "claims"
-        )
-
-
-def _read_up_to(stream: ByteStream, num_bytes: int) -> bytearray:
-    data = bytearray()
-    while len(data) < num_bytes:
-        chunk = stream.read(min(num_bytes - len(data), _CHUNK_BYTES))
-        if not chunk:
-            break
-        data += chunk
-    return data
