@@ -11,6 +11,8 @@ A file holds one picture of any size, grey or in colour (PNG, JPEG, GIF, BMP, PN
 WebP), or an array of images (.npy of uint8, IDX, IDX in gzip). Its content decides, not its
 name. A folder stands for all files in it, and `-` for standard input.
 
+It computes on the CPU: a training beside it keeps all memory of the GPUs.
+
 Results come in the order of the files. A file that cannot be read is reported in one line
 on standard error, the other files are classified, and the exit code is 2.
 """
@@ -66,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
     files = argv[1:]
     check_flags(files)
     # TensorFlow takes seconds to import: not before the flags are known to be good.
+    program.import_tensorflow_without_gpus()
     with program.quiet_imports():
         from mnist_dist.inference.image_predictions import predict_files
 

@@ -109,7 +109,8 @@ def export_saved_model(
         save = tf.autograph.experimental.do_not_convert(tf.saved_model.save)
         save(module, staging, signatures=signatures)
         save_warmup_requests(staging, _warmup_requests(config.image_shape))
-        results = _verify(staging, state, config, evaluation)
+        with tf.device("/CPU:0"):
+            results = _verify(staging, state, config, evaluation)
         about = model_card.describe_model(
             state,
             config=config,

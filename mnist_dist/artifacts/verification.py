@@ -15,15 +15,20 @@ from mnist_dist.modeling.networks import normalize
 
 
 def inference_logits(state: TrainState, images: np.ndarray) -> np.ndarray:
-    """Returns the float32 logits of uint8 images, by the inference weights."""
-    forward = run_forward_pass(
-        state.model,
-        normalize(tf.constant(images)),
-        variables=state.keras_weights,
-        values=[tf.constant(v.numpy()) for v in state.inference_weights()],
-        training=False,
-    )
-    return forward.logits.numpy()
+    """Returns the float32 logits of uint8 images, by the inference weights.
+
+    Computed on the CPU, as an export's are when it is verified: a GPU may round products
+    to TF32, and otherwise in one graph than in the other.
+    """
+    with tf.device("/CPU:0"):
+        forward = run_forward_pass(
+            state.model,
+            normalize(tf.constant(images)),
+            variables=state.keras_weights,
+            values=[tf.constant(v.numpy()) for v in state.inference_weights()],
+            training=False,
+        )
+        return forward.logits.numpy()
 
 
 def check_logits(

@@ -1,9 +1,14 @@
 """Which devices this process computes on: TensorFlow fixes them when it starts."""
 
 import contextlib
+from collections.abc import Iterable
 
 import tensorflow as tf
-from tensorflow.python.eager import context  # no public way to tell that it has started
+
+# No public way tells that TensorFlow has started, nor how much memory its devices have.
+from tensorflow.python import pywrap_tfe
+from tensorflow.python.client import pywrap_tf_session
+from tensorflow.python.eager import context
 
 from mnist_dist.cluster.membership import Cluster
 from mnist_dist.device.missing_gpus import explain_missing_gpus
@@ -32,14 +37,22 @@ def check_can_start(*, num_workers: int) -> None:
 
 
 def choose_gpus(
-    cluster: Cluster, *, num_gpus: int, logical_cpus: int
+    cluster: Cluster,
+    *,
+    num_gpus: int,
+    logical_cpus: int = 1,
+    logical_gpus: int = 1,
+    gpu_memory_limit: int = 0,
 ) -> list[tf.config.PhysicalDevice]:
-    """Hides from TensorFlow all GPUs but those that this worker uses; splits the CPU.
+    """Hides from TensorFlow all GPUs but those that this worker uses; splits devices.
 
     Args:
       cluster: the workers of the run, of which some may share this host's GPUs.
       num_gpus: how many to use; -1 is all, or this worker's share; 0 is the CPU.
       logical_cpus: devices to make of the CPU; more than 1 uses no GPU.
+      logical_gpus: devices to make of each GPU; more than 1 needs a limit.
+      gpu_memory_limit: MiB that each of these takes at the start and never exceeds; 0:
+        as much as it needs, when it needs it.
 
     Returns:
       The GPUs, in the order of TensorFlow's numbers.
@@ -65,8 +78,17 @@ def choose_gpus(
             f"--num_gpus: found {num_gpus}, but TensorFlow has started in this process "
             f"with other GPUs, {_STAYS}"
         ) from None
-    for gpu in gpus:
-        with contextlib.suppress(RuntimeError):  # it has started, and holds its memory
+    if logical_gpus > 1 and not gpus:
+        raise InputError(
+            f"--logical_gpus: found {logical_gpus} and no GPU that this run uses, expected "
+            "one to split"
+        )
+    if gpu_memory_limit:
+        _split_gpus(gpus, logical_gpus, gpu_memory_limit)
+    for gpu in gpus if not gpu_memory_limit else []:
+        # RuntimeError: it has started, and holds its memory. ValueError: the caller
+        # has set a limit of its own.
+        with contextlib.suppress(RuntimeError, ValueError):
             tf.config.experimental.set_memory_growth(gpu, True)
     if logical_cpus > num_logical_cpus():
         try:
@@ -97,6 +119,48 @@ def share_of_host(
             "host, expected one for each, or --num_gpus=0"
         )
     return gpus[peers.index(cluster.rank) * share :][:share]
+
+
+def gpu_memory(device_names: Iterable[str]) -> int | None:
+    """Returns the bytes that TensorFlow may take of the smallest of some GPUs.
+
+    It asks the devices that this process has started with. `list_local_devices` would
+    start all GPUs of the host a second time, with options of its own.
+    Source: tensorflow#8021.
+
+    Args:
+      device_names: of this process's logical devices.
+
+    Returns:
+      None where there is no GPU among them.
+    """
+    wanted = [tf.DeviceSpec.from_string(name) for name in device_names]
+    started = context.context()
+    started.ensure_initialized()
+    listed = pywrap_tfe.TFE_ContextListDevices(started._handle)
+    sizes = []
+    for i in range(pywrap_tf_session.TF_DeviceListCount(listed)):
+        spec = tf.DeviceSpec.from_string(pywrap_tf_session.TF_DeviceListName(listed, i))
+        is_wanted = any(spec.make_merged_spec(w) == spec for w in wanted)
+        if spec.device_type == "GPU" and is_wanted:
+            sizes.append(pywrap_tf_session.TF_DeviceListMemoryBytes(listed, i))
+    return min(sizes, default=None)
+
+
+def _split_gpus(
+    gpus: list[tf.config.PhysicalDevice], logical_gpus: int, memory_limit: int
+) -> None:
+    parts = [tf.config.LogicalDeviceConfiguration(memory_limit)] * logical_gpus
+    for gpu in gpus:
+        try:
+            tf.config.set_logical_device_configuration(gpu, parts)
+        except RuntimeError:
+            found = len(tf.config.get_logical_device_configuration(gpu) or [None])
+            raise InputError(
+                f"--logical_gpus, --gpu_memory_limit: found {logical_gpus} of "
+                f"{memory_limit} MiB, but TensorFlow has started in this process with "
+                f"{found} on {gpu.name} and another limit, {_STAYS}"
+            ) from None
 
 
 def split_cpu(num_devices: int) -> None:

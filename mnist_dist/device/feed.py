@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from mnist_dist.data import Split
+from mnist_dist.device.devices import gpu_memory
 from mnist_dist.errors import InputError
 
 _SHARE = 0.5  # of a device's memory that a resident split may take
@@ -80,7 +81,7 @@ def fits_on_device(
     Raises:
       InputError: `on`, and it does not fit.
     """
-    limit = _memory_limit(strategy)
+    limit = gpu_memory(strategy.extended.worker_devices)
     fits = limit is None or num_bytes <= _SHARE * limit
     if placement == "on" and not fits:
         raise InputError(
@@ -88,21 +89,3 @@ def fits_on_device(
             f"most half of the device's {limit:,}; off streams it"
         )
     return fits and placement != "off"
-
-
-def _memory_limit(strategy: tf.distribute.Strategy) -> int | None:
-    """Bytes of the smallest GPU; None on a CPU, where the data already lies."""
-    from tensorflow.python.client import device_lib  # no public way to the limit
-
-    names = {tf.DeviceSpec.from_string(d) for d in strategy.extended.worker_devices}
-    limits = [
-        device.memory_limit
-        for device in device_lib.list_local_devices()
-        if device.device_type == "GPU"
-        and any(
-            spec.device_type == "GPU"
-            and spec.device_index == tf.DeviceSpec.from_string(device.name).device_index
-            for spec in names
-        )
-    ]
-    return min(limits) if limits else None

@@ -31,6 +31,8 @@ def create_strategy(
     is_stopping: Callable[[], bool] = lambda: False,
     num_gpus: int = -1,
     logical_cpus: int = 1,
+    logical_gpus: int = 1,
+    gpu_memory_limit: int = 0,
     all_reduce_alg: str = "auto",
     deterministic: bool = False,
 ) -> tf.distribute.Strategy:
@@ -52,6 +54,10 @@ def create_strategy(
         host where they are not this worker's alone; 0 is the CPU.
       logical_cpus: splits the CPU into so many devices, which tests use to run
         several replicas without a GPU; more than 1 hides all GPUs.
+      logical_gpus: splits each GPU into so many devices, to run several replicas on one
+        card; more than 1 needs `gpu_memory_limit`.
+      gpu_memory_limit: MiB that each GPU, or each device on it, may take; 0: as much as
+        it needs.
       all_reduce_alg: `auto`, `nccl` (GPUs), `hierarchical_copy` (one worker) or
         `ring` (several).
       deterministic: use only kernels that always give the same bits.
@@ -63,9 +69,18 @@ def create_strategy(
       PeerError: a worker did not come in time.
     """
     devices.check_can_start(num_workers=cluster.num_workers)
-    gpus = devices.choose_gpus(cluster, num_gpus=num_gpus, logical_cpus=logical_cpus)
+    gpus = devices.choose_gpus(
+        cluster,
+        num_gpus=num_gpus,
+        logical_cpus=logical_cpus,
+        logical_gpus=logical_gpus,
+        gpu_memory_limit=gpu_memory_limit,
+    )
     check_all_reduce(
-        all_reduce_alg, num_workers=cluster.num_workers, num_gpus=len(gpus)
+        all_reduce_alg,
+        num_workers=cluster.num_workers,
+        num_gpus=len(gpus),
+        logical_gpus=logical_gpus,
     )
     if deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -74,6 +89,7 @@ def create_strategy(
             name,
             num_gpus=len(gpus),
             logical_cpus=logical_cpus,
+            shares_memory=not gpus or logical_gpus > 1,
             all_reduce_alg=all_reduce_alg,
         )
     if name not in ("auto", "multi_worker_mirrored"):
@@ -85,6 +101,11 @@ def create_strategy(
         raise InputError(
             f"--logical_cpus: found {logical_cpus} for {cluster.num_workers} "
             "workers, expected 1: each worker has one CPU"
+        )
+    if logical_gpus > 1:
+        raise InputError(
+            f"--logical_gpus: found {logical_gpus} for {cluster.num_workers} workers, "
+            "expected 1: NCCL takes one device of a GPU"
         )
     meet_peers(
         cluster,
@@ -103,12 +124,19 @@ def create_strategy(
         )
 
 
-def check_all_reduce(name: str, *, num_workers: int, num_gpus: int) -> None:
+def check_all_reduce(
+    name: str, *, num_workers: int, num_gpus: int, logical_gpus: int = 1
+) -> None:
     """Checks that an all-reduce algorithm fits the workers and devices.
 
     Raises:
-      InputError: they have not.
+      InputError: it does not.
     """
+    if logical_gpus > 1 and name != "auto":
+        raise InputError(
+            f"--all_reduce_alg: found {name!r} with --logical_gpus={logical_gpus}, expected "
+            "auto: devices of one GPU share its memory"
+        )
     ways = ["auto", "ring" if num_workers > 1 else "hierarchical_copy"]
     ways += ["nccl"] if num_gpus else []
     if name not in ways:
@@ -138,7 +166,12 @@ def _bypass_proxies(cluster: Cluster, environ: MutableMapping[str, str]) -> None
 
 
 def _one_worker_strategy(
-    name: str, *, num_gpus: int, logical_cpus: int, all_reduce_alg: str
+    name: str,
+    *,
+    num_gpus: int,
+    logical_cpus: int,
+    shares_memory: bool,
+    all_reduce_alg: str,
 ) -> tf.distribute.Strategy:
     if num_gpus:
         names = [device.name for device in tf.config.list_logical_devices("GPU")]
@@ -151,7 +184,9 @@ def _one_worker_strategy(
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(
             names,
-            cross_device_ops=_cross_device_ops(all_reduce_alg, is_cpu=not num_gpus),
+            cross_device_ops=_cross_device_ops(
+                all_reduce_alg, shares_memory=shares_memory
+            ),
         )
     raise InputError(
         f"--distribution_strategy: found {name!r} for one worker, expected auto, "
@@ -195,9 +230,9 @@ def _multi_worker_strategy(
 
 
 def _cross_device_ops(
-    name: str, *, is_cpu: bool
+    name: str, *, shares_memory: bool
 ) -> tf.distribute.CrossDeviceOps | None:
-    if is_cpu:
+    if shares_memory:
         # Same memory anyway; and TensorFlow's collectives abort when a process has
         # strategies of different sizes.
         return tf.distribute.ReductionToOneDevice()

@@ -46,6 +46,7 @@ def diagnose(
             cluster=cluster,
             cluster_timeout=cluster_timeout,
             **options.pick("peer_timeout num_gpus logical_cpus all_reduce_alg"),
+            **options.pick("logical_gpus gpu_memory_limit"),
         )
     except (InputError, PeerError) as error:
         mine.stops.append(str(error))

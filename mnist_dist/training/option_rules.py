@@ -48,7 +48,26 @@ def check_together(options: TrainingOptions) -> None:
             f"--weight_decay: found {options.weight_decay} with --optimizer=adam, "
             "expected 0; adamw is Adam with weight decay"
         )
+    if options.logical_gpus > 1:
+        _check_logical_gpus(options)
     parse_profile_steps(options.profile_steps)
+
+
+def _check_logical_gpus(options: TrainingOptions) -> None:
+    if not options.gpu_memory_limit:
+        raise OptionError(
+            f"--logical_gpus: found {options.logical_gpus} without --gpu_memory_limit, "
+            "expected the MiB that each of them may take"
+        )
+    for name, fits in (
+        ("num_gpus", options.num_gpus != 0),
+        ("logical_cpus", options.logical_cpus == 1),
+    ):
+        if not fits:
+            raise OptionError(
+                f"--logical_gpus: found {options.logical_gpus} with "
+                f"--{name}={getattr(options, name)}, which uses no GPU, expected 1"
+            )
 
 
 def parse_profile_steps(text: str | None) -> tuple[int, int] | None:

@@ -173,6 +173,25 @@ class TrainingOptions:
     logical_cpus: int = option(
         1, "Devices to split the CPU into.", lower=1, upper=64, role=START
     )
+    logical_gpus: int = option(
+        1,
+        "Devices to split each GPU into, for several replicas on one card; needs "
+        "--gpu_memory_limit.",
+        lower=1,
+        upper=64,
+        role=START,
+    )
+    gpu_memory_limit: int = option(
+        0,
+        "MiB that each GPU, or each device on it, may take; 0: as much as it needs.",
+        lower=0,
+        upper=1 << 30,
+        role=START,
+    )
+    tensor_float_32: bool = option(
+        True,
+        "Let GPUs round the factors of float32 products to TF32's 10 bits: faster.",
+    )
     all_reduce_alg: str = option(
         "auto",
         "How GPUs add gradients up: nccl or hierarchical_copy in one worker, nccl or "

@@ -64,7 +64,7 @@ def _prepare(
         greeting=options.shared() | {"data_checksum": dataset.checksum},
         is_stopping=stop.is_made,
         **options.pick("cluster_timeout peer_timeout num_gpus logical_cpus"),
-        **options.pick("all_reduce_alg deterministic"),
+        **options.pick("logical_gpus gpu_memory_limit all_reduce_alg deterministic"),
     )
     stop.listen()  # only now: with several workers TensorFlow has taken SIGTERM
     if cluster.num_workers > 1:
@@ -73,6 +73,7 @@ def _prepare(
             options = take_recorded(options, {*given, "data_dir"}, say=tell)
         options = share_options(strategy, options)
         dataset = _load_data(options)
+    tf.config.experimental.enable_tensor_float_32_execution(options.tensor_float_32)
     return dataset, strategy, options
 
 

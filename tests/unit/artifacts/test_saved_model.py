@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from types import SimpleNamespace
 
 import numpy as np
 import openvino
@@ -17,7 +18,7 @@ from PIL import Image
 from run_factory import create_run, save_data_set
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
-from mnist_dist.artifacts import saved_model
+from mnist_dist.artifacts import saved_model, verification
 from mnist_dist.artifacts.picture_decoding import decode_picture
 from mnist_dist.artifacts.saved_model import export_saved_model
 from mnist_dist.data import load_dataset
@@ -66,6 +67,41 @@ def expected_logits(run, step=2, source="ema/"):
         if name.startswith(source)
     }
     return mixed_logits(weights, run[2].test.images)
+
+
+def test_export_is_verified_on_the_cpu_wherever_the_weights_lie(
+    run, tmp_path, monkeypatch
+):
+    load, forward_pass = tf.saved_model.load, verification.run_forward_pass
+    places = set()
+
+    def note(logits):
+        places.add(logits.device.rpartition("device:")[2])
+
+    def load_noting(folder):
+        def noting(signature):
+            def serve(images):
+                outputs = signature(images=images)
+                note(outputs["logits"])
+                return outputs
+
+            return serve
+
+        signatures = load(folder).signatures
+        return SimpleNamespace(
+            signatures={name: noting(f) for name, f in signatures.items()}
+        )
+
+    def forward_noting(*args, **kwargs):
+        forward = forward_pass(*args, **kwargs)
+        note(forward.logits)
+        return forward
+
+    monkeypatch.setattr(tf.saved_model, "load", load_noting)
+    monkeypatch.setattr(verification, "run_forward_pass", forward_noting)
+    with tf.device("/CPU:2"):  # stands in for a GPU
+        assert export(run, tmp_path).is_new
+    assert places == {"CPU:0"}
 
 
 def assert_outputs(outputs, logits):

@@ -1,11 +1,14 @@
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from mnist_dist.modeling.augmentation import augment, transform
 from mnist_dist.modeling.randomness import uniform_by_position
 
 
-def test_transform_equals_tensorflows_own_kernel():
+@pytest.mark.parametrize("num_gpus", [0, 1])
+def test_transform_equals_tensorflows_own_kernel(monkeypatch, num_gpus):
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda _: [None] * num_gpus)
     rng = np.random.default_rng(0)
     images = rng.uniform(size=(5, 9, 12, 3)).astype(np.float32)
     matrix = np.eye(2) + rng.uniform(-0.3, 0.3, size=(5, 2, 2))
@@ -31,6 +34,16 @@ def test_transform_equals_tensorflows_own_kernel():
         tf.constant(shift, tf.float32),
     )
     np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_on_a_gpu_no_product_is_left_that_would_be_rounded_to_tf32(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda _: [None])
+    traced = tf.function(augment).get_concrete_function(
+        tf.TensorSpec([4, 28, 28, 1]), tf.TensorSpec([], tf.int64), seed=3
+    )
+    kinds = {operation.type for operation in traced.graph.get_operations()}
+    assert "Mul" in kinds
+    assert not [kind for kind in kinds if "MatMul" in kind or "Einsum" in kind]
 
 
 def test_augmentation_depends_on_the_position_alone():
