@@ -36,6 +36,7 @@ from mnist_dist.cli import model_flags, program
 from mnist_dist.cluster.membership import EVALUATOR_SINCE
 from mnist_dist.cluster.stop_request import StopRequest
 from mnist_dist.errors import EXIT_FAILED, EXIT_STOPPED, InputError
+from mnist_dist.files.untrusted import printable
 
 if TYPE_CHECKING:  # NumPy too starts threads, which would not wait for a StopRequest
     from mnist_dist.evaluation.model_evaluation import ModelEvaluation
@@ -109,10 +110,10 @@ def print_tables(evaluation: ModelEvaluation) -> None:
         format_summary,
     )
 
-    print(f"data      {evaluation.source}, {evaluation.split} images")
+    print(printable(f"data      {evaluation.source}, {evaluation.split} images"))
     for model in evaluation.models:
         average = ", moving average" if model.moving_average else ""
-        print(f"model     {model.name}{average}")
+        print(printable(f"model     {model.name}{average}"))
         print(f"          {format_summary(model.report)}")
     if evaluation.ensemble:
         count = len(evaluation.models)

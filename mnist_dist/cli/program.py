@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from mnist_dist.cli.flag_files import check_flag_files
 from mnist_dist.cli.module_path import search_working_directory
 from mnist_dist.cli.standard_streams import (
     OutputError,
@@ -179,6 +180,7 @@ def _leave(code: int) -> NoReturn:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
+        check_flag_files(argv)
         if _asks_help(argv):
             _print_help(argv)
         rest = parse(argv)

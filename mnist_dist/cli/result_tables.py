@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mnist_dist.files.untrusted import printable
+
 
 def format_results(
     output_format: str, facts: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
@@ -26,7 +28,8 @@ def format_results(
             for row in rows
         ]
         return json.dumps(dict(facts) | {"rows": finite}, indent=2)
-    lines = [f"{name:<10} {text}" for name, text in facts.items()]
+    # Names may come from files of others: what would control the terminal is escaped.
+    lines = [printable(f"{name:<10} {text}") for name, text in facts.items()]
     if rows:
         table = [list(rows[0])]
         table += [[_cell(value) for value in row.values()] for row in rows]
@@ -43,4 +46,4 @@ def _cell(value: Any) -> str:
         return "" if math.isnan(value) else f"{value:.6g}"
     if isinstance(value, list):
         return "x".join(map(str, value)) or "scalar"
-    return "" if value is None else str(value)
+    return "" if value is None else printable(str(value))

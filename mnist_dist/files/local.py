@@ -56,6 +56,26 @@ def check_regular(path: str, *, follow_links: bool = True) -> None:
         raise InputError(f"{path}: found {found}, expected a regular file")
 
 
+def check_regular_below(folder: str) -> None:
+    """Checks that there are only regular files in a folder and in those below it.
+
+    Links are followed. A folder with a scheme holds nothing else.
+
+    Raises:
+      InputError: something else is there.
+    """
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(parent))
+        for name in names:
+            check_regular(os.path.join(parent, name))
+        folders[:] = [
+            name
+            for name in folders
+            if os.path.realpath(os.path.join(parent, name)) not in seen  # a loop
+        ]
+
+
 def read_bytes(path: str, *, max_bytes: int) -> bytes | None:
     """Reads a whole regular file.
 

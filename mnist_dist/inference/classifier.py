@@ -11,7 +11,7 @@ import tensorflow as tf
 from mnist_dist.data import MNIST_CHECKSUM
 from mnist_dist.errors import InputError
 from mnist_dist.files.durable import FILE_ERRORS, describe_error
-from mnist_dist.files.local import plain_folder
+from mnist_dist.files.local import check_regular_below, plain_folder
 from mnist_dist.inference.model_card import load_model_card
 from mnist_dist.run.directory import list_version_paths
 
@@ -70,8 +70,10 @@ def load_classifier(path: str) -> Classifier:
     Raises:
       InputError: it is damaged, or has no signature `serving_default` that takes
         `images` uint8 [batch, height, width, 1 or 3] and gives `probabilities` and
-        `logits` float32 [batch, num_classes]; or a file is not as its card says.
+        `logits` float32 [batch, num_classes]; or a file is not as its card says, or
+        is a named pipe or a device.
     """
+    check_regular_below(path)
     try:
         with plain_folder(path) as folder:
             loaded = tf.saved_model.load(folder)

@@ -17,7 +17,7 @@ import tensorflow as tf
 import mnist_dist
 from mnist_dist.device.train_state import TrainState, weight_path
 from mnist_dist.errors import InputError
-from mnist_dist.files.durable import is_local
+from mnist_dist.files.local import check_regular, check_regular_below, is_local
 from mnist_dist.run.config import RunConfig
 
 FILE_NAME = "model_card.json"
@@ -125,6 +125,9 @@ def load_model_card(path: str) -> dict[str, Any] | None:
     written = card_path(path)
     if not tf.io.gfile.exists(written):
         return None
+    if is_local(path):
+        check_regular(written)
+        check_regular_below(path)  # nothing, where `path` is a file
     try:
         with tf.io.gfile.GFile(written, "rb") as file:
             card = json.loads(file.read())

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mnist_dist.files.untrusted import printable
 from mnist_dist.run.plan import RunPlan, StoppingRule
 from mnist_dist.training.option import OWN, SETTING, START, check_value, option
 from mnist_dist.training.option_rules import check_together, parse_profile_steps
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
 
 
 def print_message(text: str) -> None:
-    """Prints a message at once, also where standard output is no terminal."""
-    print(text, flush=True)
+    """Prints a message at once, also where standard output is no terminal.
+
+    Names in it may come from files of others: what would control the terminal is shown
+    escaped.
+    """
+    print("\n".join(map(printable, text.split("\n"))), flush=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -120,6 +120,14 @@ def test_threads(name, value, refuse):
     refuse("train", "--model_dir=HERE/run", words=words, environment={name: value})
 
 
+def test_flag_file_that_would_be_waited_for(refuse, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "names").write_text("# nested\n--flagfile=" + str(tmp_path / "pipe"))
+    for name in ("pipe", "names"):
+        words = [f"{tmp_path}/pipe: found a named pipe, expected a regular file"]
+        refuse("train", "--model_dir=HERE/run", f"--flagfile=HERE/{name}", words=words)
+
+
 # Data sets.
 
 IDX_FILES = {
@@ -469,10 +477,21 @@ def cut(name):
     return lambda path: os.truncate(path / name, 1000)
 
 
+def put_pipe(name):
+    def put(path):
+        os.remove(path / name)
+        os.mkfifo(path / name)
+
+    return put
+
+
 BAD_SAVED_MODELS = {
     "no variables": (lambda path: shutil.rmtree(path / "variables"), "variables"),
     "cut variables": (cut("variables/variables.data-00000-of-00001"), "variables"),
     "cut graph": (cut("saved_model.pb"), "saved_model.pb"),
+    "a pipe for its graph": (put_pipe("saved_model.pb"), "found a named pipe, expected a regular file"),
+    "a pipe beside its variables": (put_pipe("variables/variables.index"), "found a named pipe, expected a regular file"),
+    "a pipe for its card": (put_pipe("model_card.json"), "found a named pipe, expected a regular file"),
     "no serving_default": (remove_serving_default, "found the signatures ['other'], expected serving_default"),
 }  # fmt: skip
 
