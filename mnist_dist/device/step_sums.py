@@ -29,6 +29,20 @@ class StepSums(NamedTuple):
     num_correct: tf.Tensor
 
 
+def sums_like(state: TrainState) -> StepSums:
+    """Returns the shapes of the sums of a state, as a nest of float32 specs."""
+
+    def specs(variables: list[tf.Variable]) -> list[tf.TensorSpec]:
+        return [tf.TensorSpec(v.shape) for v in variables]
+
+    return StepSums(
+        specs(state.parameters),
+        specs(state.statistics[: state.num_moving]),
+        tf.TensorSpec([]),
+        tf.TensorSpec([]),
+    )
+
+
 # (parameters, statistics, images, labels, first_position, loss_scale) -> StepSums.
 ComputeSums = Callable[
     [
@@ -55,7 +69,11 @@ def create_compute_sums(
     """Builds the function that computes one part's share of the step's sums.
 
     The sum over all parts is that of the whole batch: of the mean cross-entropy over
-    its examples, and of the mean of each penalty and statistic over the parts.
+    its examples, and of the mean of each penalty and statistic over the parts. Penalties
+    are the model's own: for weights, for activities, and what layers add by `add_loss`.
+    One that is a mean over examples, as Keras after 3.12 makes of
+    `activity_regularizer`, is the same for any number of parts; one that is a sum over
+    examples shrinks with the number.
 
     Args:
       state: whose model to train; its variables are neither read nor changed.

@@ -1,25 +1,55 @@
 """The training loop of a device: many steps in one call.
 
-Every replica runs the same step on its part of the batch. What the replicas compute is
-added up in one flat all-reduce; after it each applies the same update to its own copy
-of the variables, so the copies stay equal to the last bit.
+Every replica runs the same step on its part of the batch, or on several one after
+another. What they compute is added up over all replicas; after that each applies the
+same update to its own copy of the variables, so the copies stay equal to the last bit.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Protocol
 
 import tensorflow as tf
 
-from mnist_dist.device.all_reduce import all_reduce_sum
-from mnist_dist.device.examples import gather_images, index_dtype, rows_for_gather
-from mnist_dist.device.step_sums import ComputeSums, StepSums, create_compute_sums
+from mnist_dist.device.examples import index_dtype, rows_for_gather
+from mnist_dist.device.microbatches import check_batch, check_nothing_synchronizes
+from mnist_dist.device.step_sums import create_compute_sums, sums_like
+from mnist_dist.device.sum_of_parts import OrderedSum, add_up_by_all_reduce
 from mnist_dist.device.train_state import TrainState
-from mnist_dist.device.update import Update, create_update, next_loss_scale
-from mnist_dist.errors import InputError
+from mnist_dist.device.train_step import create_replica_step
+from mnist_dist.device.update import create_update
 from mnist_dist.modeling.optimizers import Schedule, UpdateRule
 from mnist_dist.modeling.randomness import make_layers_follow_stream
 
-TrainLoop = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+
+class TrainLoop(Protocol):
+    """Many training steps in one call."""
+
+    def __call__(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        indices: tf.Tensor,
+        num_steps: tf.Tensor,
+        control: tf.Tensor,
+    ) -> tf.Tensor:
+        """Trains, and updates every variable of the state.
+
+        Parameters, statistics, slots and averages change where a step was finite;
+        `step`, the sums, the streak and the loss scale at each.
+
+        Args:
+          images: uint8 [n, height, width, channels], on every replica.
+          labels: int64 [n], on every replica.
+          indices: int64 [steps, global_batch_size] into them.
+          num_steps: int32 [], how many rows of the indices are taken, from the first.
+          control: this worker's, float32 [2]: more than 0 if the run should stop; how
+            many steps the next call should take. They ride in the steps' all-reduce.
+
+        Returns:
+          What all workers agree on, in the form of `control`: the sum of the first
+          values, and the chief's second.
+        """
 
 
 def create_train_loop(
@@ -35,14 +65,12 @@ def create_train_loop(
     clip_global_norm: float = 0.0,
     ema_decay: float = 0.0,
     use_xla: bool = False,
+    num_microbatches: int = 0,
 ) -> TrainLoop:
     """Builds the function that runs many training steps on the device.
 
-    It minimises the mean cross-entropy plus the model's own penalties: for weights, for
-    activities, and what layers add by `add_loss`. Each replica computes a penalty of
-    its own; their mean counts, as in Keras. A penalty that is a mean over examples, as
-    Keras after 3.12 makes of `activity_regularizer`, is the same on any number of
-    replicas; one that is a sum over examples shrinks with the number.
+    It minimises the mean cross-entropy plus the model's own penalties, each computed for
+    every part of the batch; their mean counts, as `create_compute_sums` says.
 
     Building it replaces for good what the model's random layers draw with: the `call`
     of its dropout layers and the `next` of its seed generators follow the stream while
@@ -60,34 +88,29 @@ def create_train_loop(
       clip_global_norm: largest norm of all gradients together; 0 is no limit.
       ema_decay: of the moving average, when `state` keeps one.
       use_xla: compile the whole loop (one replica) or the two halves of a step.
+      num_microbatches: equal parts that the batch is cut into, in the order of the
+        stream. A replica computes its share of them one after another, in the memory
+        of one. The results are the same to the last bit on any number of replicas that
+        divides this one, on devices of one kind in processes with as many threads. 0:
+        one part a replica, added up in the order of the all-reduce.
 
     Returns:
-      `train_loop(images, labels, indices, num_steps, requests)`: images uint8 [n,
-      height, width, channels] and labels int64 [n] on every replica, indices int64
-      [steps, global_batch_size] into them, num_steps int32 [], how many of their rows
-      are taken, from the first. It updates every variable of `state`: parameters,
-      statistics, slots and averages where a step was finite; `step`, the sums, the
-      streak and the loss scale at each.
-
-      `requests` are this worker's, float32 [2]: more than 0 if the run should stop; how
-      many steps the next call should take. They ride in the steps' all-reduce, and
-      what all workers agree on is returned in the same form: the sum of the first,
-      and the chief's second.
+      The loop; it can be traced as a `tf.function`.
 
     Raises:
-      InputError: the global batch does not divide by the number of replicas.
+      InputError: the global batch does not divide by the number of replicas, the
+        microbatches fit neither, or a layer of the model synchronizes replicas.
     """
     num_replicas = strategy.num_replicas_in_sync
-    if global_batch_size % num_replicas:
-        raise InputError(
-            f"--global_batch_size: found {global_batch_size}, expected a multiple of "
-            f"the {num_replicas} replicas"
-        )
+    check_batch(global_batch_size, num_replicas, num_microbatches)
+    if num_microbatches:
+        check_nothing_synchronizes(state.model)
+    num_parts = num_microbatches or num_replicas
     make_layers_follow_stream(state.model, seed=seed)
     compute_sums = create_compute_sums(
         state,
         global_batch_size=global_batch_size,
-        num_parts=num_replicas,
+        num_parts=num_parts,
         seed=seed,
         with_augmentation=with_augmentation,
         label_smoothing=label_smoothing,
@@ -99,17 +122,36 @@ def create_train_loop(
         clip_global_norm=clip_global_norm,
         ema_decay=ema_decay,
     )
-    # XLA cannot compile an all-reduce between logical devices, only what is around.
-    compile_loop = use_xla and num_replicas == 1
+    # XLA cannot compile an all-reduce between logical devices, only what is around. The
+    # bits of what it compiles depend on all that it compiles together.
+    compile_loop = use_xla and num_replicas == 1 and not num_microbatches
     if use_xla and not compile_loop:
         compute_sums, update = _compile(compute_sums), _compile(update)
-    replica_step = _create_replica_step(
+    replica_step = create_replica_step(
         state,
         compute_sums,
         update,
+        add_up=OrderedSum(
+            num_microbatches=num_microbatches,
+            num_replicas=num_replicas,
+            like=sums_like(state),
+        )
+        if num_microbatches
+        else add_up_by_all_reduce,
         global_batch_size=global_batch_size,
-        label_dtype=index_dtype(is_compiled=use_xla),
+        part_size=global_batch_size // num_parts,
+        label_dtype=index_dtype(is_compiled=use_xla and not num_microbatches),
     )
+    return _repeat(replica_step, strategy, compile_loop=compile_loop)
+
+
+def _repeat(
+    replica_step: Callable[..., tf.Tensor],
+    strategy: tf.distribute.Strategy,
+    *,
+    compile_loop: bool,
+) -> TrainLoop:
+    """Builds the loop that runs a step of all replicas many times."""
 
     # Without AutoGraph, as in Keras's own `fit`: it takes seconds to read the code.
     @tf.function(jit_compile=compile_loop, autograph=False)
@@ -118,7 +160,7 @@ def create_train_loop(
         labels: tf.Tensor,
         indices: tf.Tensor,
         num_steps: tf.Tensor,
-        requests: tf.Tensor,
+        control: tf.Tensor,
     ) -> tf.Tensor:
         image_shape = strategy.experimental_local_results(images)[0].shape[1:]
         to_rows = functools.partial(rows_for_gather, is_compiled=compile_loop)
@@ -128,87 +170,17 @@ def create_train_loop(
         def step(row: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             agreed = strategy.run(
                 replica_step,
-                args=(rows, labels, indices[row], requests),
+                args=(rows, labels, indices[row], control),
                 kwargs={"image_shape": tuple(image_shape)},
             )
             return row + 1, strategy.experimental_local_results(agreed)[0]
 
         _, agreed = tf.while_loop(
-            lambda row, _: row < num_steps, step, [tf.constant(0), requests]
+            lambda row, _: row < num_steps, step, [tf.constant(0), control]
         )
         return agreed
 
     return train_loop
-
-
-def _create_replica_step(
-    state: TrainState,
-    compute_sums: ComputeSums,
-    update: Update,
-    *,
-    global_batch_size: int,
-    label_dtype: tf.DType,
-) -> Callable[..., tf.Tensor]:
-    """Builds what each replica does in a step."""
-
-    def replica_step(
-        rows: tf.Tensor,
-        labels: tf.Tensor,
-        batch_indices: tf.Tensor,
-        requests: tf.Tensor,
-        *,
-        image_shape: tuple[int, int, int],
-    ) -> tf.Tensor:
-        replica = tf.distribute.get_replica_context()
-        per_replica_batch = global_batch_size // replica.num_replicas_in_sync
-        replica_id = tf.cast(replica.replica_id_in_sync_group, tf.int32)
-        first = replica_id * per_replica_batch
-        mine = tf.slice(batch_indices, [first], [per_replica_batch])
-        step = tf.identity(state.step)
-        scale = tf.constant(1.0) if state.loss_scale is None else state.loss_scale[0]
-
-        values = state.read_values()
-        share = compute_sums(
-            values.parameters,
-            values.statistics,
-            gather_images(rows, mine, image_shape=image_shape),
-            tf.cast(tf.gather(labels, mine), label_dtype),
-            step * global_batch_size + tf.cast(first, tf.int64),
-            scale,
-        )
-        is_first = tf.cast(replica_id == 0, tf.float32)
-        requests *= tf.stack([1.0, is_first])
-        sums, agreed = all_reduce_sum(replica, (share, requests))
-        new_values, is_finite = update(values, sums, tf.cast(step, tf.float32), scale)
-        state.assign_values(new_values)
-        state.step.assign_add(1)
-        _count_step(state, sums, is_finite, global_batch_size=global_batch_size)
-        if state.loss_scale is not None:
-            state.loss_scale.assign(next_loss_scale(state.loss_scale, is_finite))
-        return agreed
-
-    return replica_step
-
-
-def _count_step(
-    state: TrainState,
-    step_sums: StepSums,
-    is_finite: tf.Tensor,
-    *,
-    global_batch_size: int,
-) -> None:
-    """Adds a step to the training summary; one that was skipped counts as skipped."""
-    counted = tf.cast(is_finite, tf.float64)
-    loss_sum = tf.where(is_finite, step_sums.loss_sum, 0.0)
-    num_correct = tf.cast(step_sums.num_correct, tf.float64)
-    state.sums["loss"].assign_add(tf.cast(loss_sum, tf.float64))
-    state.sums["correct"].assign_add(num_correct * counted)
-    state.sums["examples"].assign_add(global_batch_size * counted)
-    state.sums["nonfinite_steps"].assign_add(1.0 - counted)
-    streak = tf.identity(state.nonfinite_streak)
-    state.nonfinite_streak.assign(
-        tf.where(is_finite, tf.zeros_like(streak), streak + 1)
-    )
 
 
 def _compile(function: Callable) -> Callable:

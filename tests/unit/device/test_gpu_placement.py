@@ -35,7 +35,7 @@ def create_normalized(*, image_shape, num_classes, dropout):
     )
 
 
-def trace(strategy, *, model, dtype, use_xla, **options):
+def trace(strategy, *, model, dtype, use_xla, num_microbatches):
     """The train loop and the evaluate loop, traced but never run."""
     rule = create_update_rule("adamw", weight_decay=1e-3)
     with strategy.scope():
@@ -65,9 +65,11 @@ def trace(strategy, *, model, dtype, use_xla, **options):
         clip_global_norm=1.0,
         ema_decay=0.99,
         use_xla=use_xla,
-        **options,
+        num_microbatches=num_microbatches,
     )
-    evaluate_loop = create_evaluate_loop(strategy, state, use_xla=use_xla)
+    evaluate_loop = create_evaluate_loop(
+        strategy, state, use_xla=use_xla, on_any_replicas=num_microbatches > 0
+    )
     replicas = strategy.num_replicas_in_sync
     images = tf.TensorSpec([EXAMPLES, *SHAPE], tf.uint8)
     labels = tf.TensorSpec([EXAMPLES], tf.int64)
@@ -87,20 +89,30 @@ NORMALIZED = f"{__name__}:create_normalized"
 
 
 @pytest.mark.parametrize(
-    ("model", "dtype", "replicas", "use_xla"),
+    ("model", "dtype", "replicas", "use_xla", "num_microbatches"),
     [
-        ("mlp", "float32", 1, False),
-        ("cnn", "bfloat16", 1, False),
-        (NORMALIZED, "float16", 1, False),
-        ("cnn", "float16", 2, False),
-        (NORMALIZED, "float32", 2, False),
-        ("mlp", "bfloat16", 2, True),
-        (NORMALIZED, "float32", 1, True),
+        ("mlp", "float32", 1, False, 0),
+        ("cnn", "bfloat16", 1, False, 0),
+        (NORMALIZED, "float16", 1, False, 0),
+        ("cnn", "float16", 2, False, 0),
+        (NORMALIZED, "float32", 2, False, 0),
+        ("mlp", "bfloat16", 2, True, 0),
+        (NORMALIZED, "float32", 1, True, 0),
+        (NORMALIZED, "float32", 1, False, 4),
+        ("mlp", "bfloat16", 2, True, 4),
     ],
 )
-def test_loops_stay_on_the_gpu(model, dtype, replicas, use_xla, create_strategy):
+def test_loops_stay_on_the_gpu(
+    model, dtype, replicas, use_xla, num_microbatches, create_strategy
+):
     strategy = create_strategy(replicas)
-    for loop in trace(strategy, model=model, dtype=dtype, use_xla=use_xla):
+    for loop in trace(
+        strategy,
+        model=model,
+        dtype=dtype,
+        use_xla=use_xla,
+        num_microbatches=num_microbatches,
+    ):
         missing, on_host = gpu_placement.find_host_work(loop)
         assert not missing
         assert [entry for entry in on_host if entry[0] > MAX_HOST_BYTES] == []
