@@ -1,12 +1,17 @@
 """What fits microbatches: a batch, a number of replicas, a model."""
 
-import keras
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from mnist_dist.errors import InputError
 
+if TYPE_CHECKING:  # the options are checked before it is imported
+    import keras
+
 
 def check_batch(
-    global_batch_size: int, num_replicas: int, num_microbatches: int
+    *, global_batch_size: int, num_microbatches: int, num_replicas: int = 1
 ) -> None:
     """Checks that replicas and microbatches can share a batch out equally.
 
@@ -26,10 +31,10 @@ def check_batch(
             for n in range(num_replicas, global_batch_size + 1, num_replicas)
             if global_batch_size % n == 0
         ]
+        replicas = f" on {num_replicas} replicas" if num_replicas > 1 else ""
         raise InputError(
             f"--num_microbatches: found {num_microbatches} for a global batch of "
-            f"{global_batch_size} on {num_replicas} replicas, expected 0 or one of "
-            f"{', '.join(fitting)}"
+            f"{global_batch_size}{replicas}, expected 0 or one of {', '.join(fitting)}"
         )
 
 

@@ -102,7 +102,11 @@ def create_train_loop(
         microbatches fit neither, or a layer of the model synchronizes replicas.
     """
     num_replicas = strategy.num_replicas_in_sync
-    check_batch(global_batch_size, num_replicas, num_microbatches)
+    check_batch(
+        global_batch_size=global_batch_size,
+        num_microbatches=num_microbatches,
+        num_replicas=num_replicas,
+    )
     if num_microbatches:
         check_nothing_synchronizes(state.model)
     num_parts = num_microbatches or num_replicas

@@ -20,7 +20,7 @@ from mnist_dist.files.arrays import Arrays
 from mnist_dist.files.durable import replacing, reporting_errors
 from mnist_dist.run.best import Best
 from mnist_dist.run.checkpoints import list_checkpoints
-from mnist_dist.run.config_file import load_config
+from mnist_dist.run.config_file import EARLIER_SETTINGS, load_config
 from mnist_dist.run.paths import checkpoint_dirs, config_path, flag_file_path
 from mnist_dist.run.plan import StoppingRule
 
@@ -167,9 +167,8 @@ def _parse_run_config(contents: dict[str, Any]) -> RunConfig:
         data_dir=_entry(flags, "data_dir", str, is_optional=True),
         data_checksum=_entry(settings, "data_checksum", str),
         validation_examples=_entry(settings, "validation_examples", int, 0, 1 << 31),
-        # Before it could be said they were the last.
         validation_split=_entry(
-            {"validation_split": "last"} | settings,
+            EARLIER_SETTINGS | settings,
             "validation_split",
             str,
             choices=("stratified", "last"),
@@ -246,7 +245,7 @@ def check_settings(model_dir: str, settings: Mapping[str, object]) -> None:
             "compare settings with, expected both; --override_config goes on with them, "
             "--overwrite deletes them"
         )
-    recorded = config["settings"]
+    recorded = EARLIER_SETTINGS | config["settings"]
     wanted = json.loads(json.dumps(dict(settings)))
     differences = [
         "--data_dir: found another data set than the run's"

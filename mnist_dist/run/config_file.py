@@ -9,6 +9,9 @@ from mnist_dist.run.paths import config_path
 
 _MAX_BYTES = 1 << 24  # of config.json
 
+# What runs were trained with before it was an option, and so was recorded.
+EARLIER_SETTINGS = {"validation_split": "last", "num_microbatches": 0}
+
 
 def load_config(model_dir: str) -> dict[str, Any] | None:
     """Reads `config.json`; None where there is none.

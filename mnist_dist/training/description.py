@@ -18,12 +18,16 @@ def describe_plan(
     *,
     num_workers: int,
     global_batch_size: int,
+    num_microbatches: int,
     has_augmentation: bool,
     model_dir: str,
 ) -> str:
     """Returns the plan of a run, a line for each thing that was decided."""
     plan, dataset, strategy, state = job.plan, job.dataset, job.strategy, job.state
     replicas = strategy.num_replicas_in_sync
+    microbatches = ""
+    if num_microbatches:
+        microbatches = f", in microbatches of {global_batch_size // num_microbatches}"
     devices = [f"/{d.rpartition('/')[2]}" for d in strategy.extended.worker_devices]
     # What TensorFlow calls it inside.
     name = type(strategy).__name__.replace("CollectiveAllReduce", "MultiWorkerMirrored")
@@ -39,7 +43,8 @@ def describe_plan(
         "evaluation": f"{len(dataset.evaluation.labels):,} {dataset.evaluation.name} "
         "images",
         "augmentation": "random affine changes" if has_augmentation else "none",
-        "batch": f"{global_batch_size} global, {global_batch_size // replicas} a replica",
+        "batch": f"{global_batch_size} global, {global_batch_size // replicas} a replica"
+        f"{microbatches}",
         "steps": f"{plan.total_steps:,}, {plan.steps_per_epoch:,} an epoch",
         "model": f"{state.model.name}, {num_parameters(state):,} parameters",
     }

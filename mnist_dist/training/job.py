@@ -100,9 +100,14 @@ def create_job(
             with_augmentation=options.has_augmentation,
             use_xla=use_xla,
             **options.pick("global_batch_size seed label_smoothing"),
-            **options.pick("clip_global_norm ema_decay"),
+            **options.pick("clip_global_norm ema_decay num_microbatches"),
         ),
-        evaluate_loop=create_evaluate_loop(strategy, state, use_xla=use_xla),
+        evaluate_loop=create_evaluate_loop(
+            strategy,
+            state,
+            use_xla=use_xla,
+            on_any_replicas=options.num_microbatches > 0,
+        ),
         use_xla=use_xla,
         is_resident=fits_on_device(
             options.data_on_device, num_bytes=dataset.num_bytes, strategy=strategy

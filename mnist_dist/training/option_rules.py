@@ -6,6 +6,8 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from mnist_dist.device.microbatches import check_batch
+from mnist_dist.errors import InputError
 from mnist_dist.training.option import OptionError
 
 if TYPE_CHECKING:
@@ -50,6 +52,10 @@ def check_together(options: TrainingOptions) -> None:
         )
     if options.logical_gpus > 1:
         _check_logical_gpus(options)
+    try:
+        check_batch(**options.pick("global_batch_size num_microbatches"))
+    except InputError as error:
+        raise OptionError(str(error)) from None
     parse_profile_steps(options.profile_steps)
 
 

@@ -82,6 +82,15 @@ class TrainingOptions:
         upper=1 << 20,
         role=SETTING,
     )
+    num_microbatches: int = option(
+        0,
+        "Equal parts of the batch, which a replica computes one after another; the "
+        "results are then the same bits on any number of replicas that divides it. 0: "
+        "one part a replica.",
+        lower=0,
+        upper=1 << 20,
+        role=SETTING,
+    )
     train_epochs: float | None = option(
         None, "Length of the run in epochs. Default 4.", lower=0, upper=1e6
     )

@@ -12,7 +12,7 @@ from mnist_dist.device.peers import broadcast_from_chief
 from mnist_dist.errors import InputError
 from mnist_dist.run.checkpoints import list_checkpoints
 from mnist_dist.run.config import is_restart
-from mnist_dist.run.config_file import load_config
+from mnist_dist.run.config_file import EARLIER_SETTINGS, load_config
 from mnist_dist.run.paths import checkpoint_dirs, config_path
 from mnist_dist.training.option import OWN, SETTING, START, OptionError
 from mnist_dist.training.options import FIELDS, FLAG_FIELDS, TrainingOptions
@@ -42,9 +42,7 @@ def take_recorded(
     config = load_config(directory)
     if config is None:
         return options
-    recorded = config["flags"]
-    # Before it could be said they were the last.
-    recorded = {"validation_split": "last"} | recorded
+    recorded = EARLIER_SETTINGS | config["flags"]
     try:
         taken, changed = _with_recorded(options, recorded, given)
     except OptionError as error:

@@ -105,7 +105,7 @@ def _train(
                 job,
                 num_workers=cluster.num_workers,
                 has_augmentation=options.has_augmentation,
-                **options.pick("global_batch_size model_dir"),
+                **options.pick("global_batch_size num_microbatches model_dir"),
             ),
         )
 

@@ -147,6 +147,16 @@ def test_two_workers_give_the_results_of_two_replicas(flags, start, tmp_path):
     assert group[1].stderr() == ""
 
 
+def test_two_workers_with_microbatches_give_the_results_of_one_device(start, tmp_path):
+    flags = ["--num_microbatches=6", "--train_steps=20"]
+    workers, one = tmp_path / "workers", tmp_path / "one"
+    group = start(workers, *flags)
+    finish(start(one, *flags, num_workers=1))
+    finish(group)
+    assert_same_bits(workers, one)
+    assert evaluations(workers) == evaluations(one)
+
+
 def wait_for_step(model_dir, step, group):
     deadline = time.monotonic() + 240
     while max(list_checkpoints(str(model_dir / "checkpoints")), default=0) < step:

@@ -539,6 +539,19 @@ def test_replicas_give_the_losses_of_one(start_train, tmp_path):
     np.testing.assert_allclose([r["loss"] for r in found], losses, rtol=1e-4)
 
 
+def test_with_microbatches_a_run_on_one_replica_and_then_on_two_is_that_on_one(
+    start_train, train, tmp_path
+):
+    flags = ["--num_microbatches=4", "--augment"]
+    whole = start_train(tmp_path / "whole", *flags, "--train_steps=80")
+    first = train(tmp_path / "parts", *flags, "--train_steps=40")
+    assert "32 global, 32 a replica, in microbatches of 8" in first.stdout
+    # Options of a run are its own: it stays the same run without the flag.
+    train(tmp_path / "parts", "--augment", "--train_steps=80", "--logical_cpus=2")
+    assert whole.wait() == 0, whole.stderr()
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
 def test_run_of_an_earlier_version_goes_on(run_train, tmp_path):
     golden = Path(__file__).parent / "golden"
     shutil.copytree(golden / "run", tmp_path / "run")

@@ -7,7 +7,7 @@ from mnist_dist.errors import InputError
 from mnist_dist.run import history
 from mnist_dist.run.checkpoint_writer import CheckpointWriter
 from mnist_dist.run.checkpoints import list_checkpoints
-from mnist_dist.run.config import save_config
+from mnist_dist.run.config import check_settings, save_config
 from mnist_dist.run.config_file import load_config
 from mnist_dist.run.directory import check_contents, delete_run
 from mnist_dist.run.history import list_run_checkpoints
@@ -65,6 +65,13 @@ def test_config_is_read_as_it_was_written(tmp_path):
     save_config(str(tmp_path), settings={"model": "mlp"}, flags={}, resolved={})
     assert load_config(str(tmp_path))["settings"] == {"model": "mlp"}
     assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_run_of_a_version_without_microbatches_goes_on_without(run):
+    save_config(run, settings={"model": "mlp"}, flags={}, resolved={})
+    check_settings(run, {"model": "mlp", "num_microbatches": 0})
+    with pytest.raises(InputError, match="--num_microbatches: found 4, the run has 0"):
+        check_settings(run, {"model": "mlp", "num_microbatches": 4})
 
 
 def test_checkpoint_that_a_training_removes_meanwhile_is_not_listed(run, monkeypatch):
