@@ -26,10 +26,10 @@ def check_flag_files(argv: Sequence[str]) -> None:
             with open(path, "rb") as file:
                 content = file.read(_MAX_BYTES + 1)
             lines = content.decode().splitlines()
-        except OSError:
-            continue  # absl says that it is not there, or cannot be read
         except UnicodeDecodeError as error:
             raise InputError(f"--flagfile: {path}: {error}, expected UTF-8") from None
+        except (OSError, ValueError):  # ValueError: NUL in the path
+            continue  # absl says that it is not there, or cannot be read
         if len(content) > _MAX_BYTES:
             raise InputError(
                 f"--flagfile: {path}: found more than {_MAX_BYTES:,} bytes, expected flags"

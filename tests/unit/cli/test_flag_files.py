@@ -1,8 +1,13 @@
 """Flag files as absl names them, and what is in their place."""
 
+import contextlib
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mnist_dist.cli.flag_files import check_flag_files
 from mnist_dist.errors import InputError
@@ -50,3 +55,23 @@ def test_flag_files_and_what_a_shell_opened_are_left_to_absl(tmp_path):
     check_flag_files(["train", f"--flagfile={loop}", opened, missing, "--flagfile"])
     os.close(read_end)
     os.close(write_end)
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(
+    content=st.binary(max_size=60)
+    | st.lists(
+        st.sampled_from(
+            ["--flagfile=", "-flagfile={}", "--flagfile", "/dev/zero", "\0", "{}"]
+        )
+        | st.text(max_size=8)
+    ).map("\n".join)
+)
+def test_any_flag_file_is_read_or_refused(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "flags")
+        if isinstance(content, str):
+            content = content.replace("{}", str(path)).encode()
+        path.write_bytes(content)
+        with contextlib.suppress(InputError):
+            check_flag_files(["train", f"--flagfile={path}"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mnist_dist.cluster import rendezvous
 from mnist_dist.cluster.meeting import Meeting
-from mnist_dist.cluster.membership import Cluster
+from mnist_dist.cluster.membership import Cluster, split_address
 from mnist_dist.cluster.messages import connect, listen, parse_object
 from mnist_dist.cluster.rendezvous import Gathering
 
@@ -120,6 +122,18 @@ def send(port, data):
             pass
 
 
+@settings(max_examples=200, deadline=None, database=None)
+@given(answer=json_values | st.lists(st.lists(st.sampled_from(["a:1", "b:2", "", 7]))))
+def test_any_list_of_hosts_is_workers_or_refused(answer):
+    try:
+        hosts = rendezvous._checked_hosts(answer, 0, 1)
+    except ValueError:
+        return
+    assert len(hosts[0]) == 1
+    for worker in [worker for host in hosts for worker in host]:
+        split_address(worker)
+
+
 @pytest.mark.parametrize("token", ["", "secret"])
 def test_any_bytes_do_no_harm(token, monkeypatch):
     raised = []
@@ -128,7 +142,12 @@ def test_any_bytes_do_no_harm(token, monkeypatch):
     gathering = Gathering([1001], nnodes=2, host="127.0.0.1", token=token)
     ports = free_port(), free_port()
 
-    @settings(max_examples=100, deadline=None, database=None)
+    # FUZZ_EXAMPLES=100000 tries so many, as in test_fuzzed_files.py.
+    @settings(
+        max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")),
+        deadline=None,
+        database=None,
+    )
     @given(beginning=beginnings, line=lines)
     def fuzz(beginning, line):
         for port in ports:
