@@ -82,6 +82,7 @@ def test_environment_changes_no_run(folder, fork_server, tmp_path):
             }
         )
     )
+    (tmp_path / "temporary").mkdir()
     result = subprocess.run(
         [
             *(sys.executable, "-m", "mnist_dist.train", *flags),
@@ -97,11 +98,13 @@ def test_environment_changes_no_run(folder, fork_server, tmp_path):
             "LC_ALL": "C",
             "PYTHONCOERCECLOCALE": "0",
             "PYTHONUTF8": "0",
+            "TMPDIR": str(tmp_path / "temporary"),
         },
         capture_output=True,
         text=True,
     )
     assert (result.returncode, result.stderr) == (0, "")
+    assert not list((tmp_path / "temporary").iterdir())  # it leaves nothing there
     assert usual.wait() == 0, usual.stderr()
     found, expected = (
         load_arrays(f"{tmp_path}/{run}/checkpoints/ckpt-2") for run in ("run", "usual")
