@@ -1,9 +1,14 @@
+import functools
 import os
 
 import numpy as np
 import pytest
+from run_factory import create_run, save_data_set
 
+from mnist_dist.artifacts.model_export import export_model
+from mnist_dist.cluster import worker_group
 from mnist_dist.errors import InputError
+from mnist_dist.evaluation.watch import watch_run
 from mnist_dist.run import history
 from mnist_dist.run.checkpoint_writer import CheckpointWriter
 from mnist_dist.run.checkpoints import list_checkpoints
@@ -52,12 +57,13 @@ def test_config_that_is_none_is_an_input_error(tmp_path, content):
         load_config(str(tmp_path))
 
 
-def test_config_that_is_a_folder_is_an_input_error(tmp_path):
+@pytest.mark.parametrize(
+    ("make", "found"), [(os.mkdir, "a folder"), (os.mkfifo, "a named pipe")]
+)
+def test_config_that_is_no_file_is_an_input_error(tmp_path, make, found):
     assert load_config(str(tmp_path)) is None
-    (tmp_path / "config.json").mkdir()
-    with pytest.raises(
-        InputError, match=r"config.json: found a folder, expected a regu"
-    ):
+    make(tmp_path / "config.json")
+    with pytest.raises(InputError, match=f"config.json: found {found}, expected a reg"):
         load_config(str(tmp_path))
 
 
@@ -136,3 +142,30 @@ def test_link_in_place_of_a_part_of_the_run_is_refused(name, tmp_path):
     (tmp_path / name).symlink_to("/tmp")
     with pytest.raises(InputError, match=rf"found a link at \S+/{name}, expected a f"):
         check_contents(str(tmp_path))
+
+
+def test_what_only_adds_to_a_run_follows_no_link_either(tmp_path):
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    outside.mkdir()
+    create_run(run, data_dir=save_data_set(tmp_path / "data"))
+    for name in ("export", "eval_watch"):
+        (run / name).symlink_to(outside)
+    for add in (export_model, functools.partial(watch_run, on_evaluation=print)):
+        with pytest.raises(InputError, match=r"found a link at \S+, expected a folder"):
+            add(str(run))
+    assert os.listdir(outside) == []
+
+
+def test_log_of_a_worker_is_no_link_and_no_pipe(tmp_path):
+    for name in ("pipe", "link"):
+        (tmp_path / name / "logs").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipe" / "logs" / "worker-0.log")
+    (tmp_path / "link" / "logs" / "worker-0.log").symlink_to(tmp_path / "outside")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "logs").symlink_to(tmp_path)
+    for name, found in (("pipe", "a named pipe"), ("link", "a link")):
+        with pytest.raises(InputError, match=f"worker-0.log: found {found}, expected"):
+            worker_group._open_log(str(tmp_path / name), 0)
+    with pytest.raises(OSError, match="logs is a link"):
+        worker_group._open_log(str(tmp_path / "folder"), 0)
+    assert sorted(os.listdir(tmp_path)) == ["folder", "link", "pipe"]
