@@ -6,12 +6,17 @@ Runs, or folders that are searched for runs; one that still trains is shown too:
 For programs and pages:
   python -m mnist_dist.report --model_dir=runs --format=csv
   python -m mnist_dist.report --model_dir=runs --format=markdown
+A page for a browser, with curves, confusion matrix and mistakes (the extra `report`):
+  python -m mnist_dist.report --model_dir=runs --output=report.html
 
 It reads config.json and metrics.jsonl, and writes nothing into a run. The first columns
 are the settings in which the runs differ. What is no run, or is damaged, is named in one
-line on standard error, and the others are shown. Exit code 2 if no run is left.
+line on standard error, and the others are shown. For a page each run's best weights are
+evaluated, on the CPU. Exit code 2 if no run is left.
 """
 
+import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,7 +24,8 @@ from absl import flags
 
 from mnist_dist.cli import program
 from mnist_dist.errors import InputError
-from mnist_dist.files.untrusted import printable
+from mnist_dist.files.local import is_local
+from mnist_dist.files.untrusted import printable, quoted
 from mnist_dist.reporting.comparison import RunComparison, compare_runs
 from mnist_dist.reporting.tables import FORMATS, format_comparison
 
@@ -29,8 +35,15 @@ flags.DEFINE_multi_string(
     "Directory of a run, or folder of runs; may be given several times.",
 )
 flags.DEFINE_enum("format", "table", FORMATS, "Form of the results on standard output.")
+flags.DEFINE_string(
+    "output",
+    None,
+    "File to write as a page for a browser, which needs no network; the extra `report` "
+    "has the libraries for it.",
+)
 
 FLAGS = flags.FLAGS
+_PAGE_LIBRARIES = ("plotly", "jinja2")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
     comparison = compare_runs(FLAGS.model_dir)
     print_problems(comparison)
     text = format_comparison(comparison, FLAGS.format)
+    if FLAGS.output:
+        write_page(comparison, FLAGS.output)
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
     return 0
@@ -55,6 +70,36 @@ def check_flags() -> None:
         raise InputError(
             "--model_dir: found nothing, expected a run or a folder of runs"
         )
+    if FLAGS.output is None:
+        return
+    if not FLAGS.output.endswith((".html", ".htm")):
+        raise InputError(
+            f"--output: found {quoted(FLAGS.output)}, expected the name of a page, "
+            "which ends with .html"
+        )
+    folder = os.path.dirname(FLAGS.output) or "."
+    if is_local(folder) and not os.path.isdir(folder):
+        raise InputError(f"--output: found no folder {quoted(folder)} to write to")
+    if missing := [n for n in _PAGE_LIBRARIES if not importlib.util.find_spec(n)]:
+        raise InputError(
+            f"--output: found no {' and no '.join(missing)}, with which the page is "
+            "made; install the extra: pip install 'mnist_dist[report]'"
+        )
+
+
+def write_page(comparison: RunComparison, path: str) -> None:
+    """Evaluates the runs and writes a page about them.
+
+    Raises:
+      RunError: the file cannot be written.
+    """
+    # Imported here: with TensorFlow it takes seconds, which the table does not need.
+    with program.quiet_imports():
+        from mnist_dist.reporting.answers import try_to_find_answers
+        from mnist_dist.reporting.page import save_page
+
+    answers = [try_to_find_answers(run) for run in comparison.runs]
+    save_page(comparison, answers, path)
 
 
 def print_problems(comparison: RunComparison) -> None:

@@ -20,7 +20,7 @@ def format_comparison(comparison: RunComparison, output_format: str) -> str:
         return json.dumps(to_json(comparison), indent=2, allow_nan=False)
     if output_format == "csv":
         return _csv(comparison)
-    rows = [_shown(run, comparison.differing) for run in comparison.runs]
+    rows = [describe_run(run, comparison.differing) for run in comparison.runs]
     header = list(rows[0])
     cells = [[row[name] for name in header] for row in rows]
     if output_format == "markdown":
@@ -44,6 +44,37 @@ def to_json(comparison: RunComparison) -> dict[str, Any]:
         ],
         "differing": list(comparison.differing),
         "left_out": list(comparison.left_out),
+    }
+
+
+def describe_run(run: RunSummary, differing: Sequence[str]) -> dict[str, str]:
+    """Returns the figures of a run by the heading of their column, for a person.
+
+    Args:
+      run: what it has recorded.
+      differing: names of options that have a column.
+    """
+
+    def shown(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    devices = run.devices or "-"
+    if run.num_workers and run.num_workers > 1:
+        devices += f" x {run.num_workers} workers"
+    total = f"/{run.total_steps:,}" if run.total_steps else ""
+    return {
+        "run": run.name,
+        **{name: show_option(run.options.get(name)) for name in differing},
+        "best": shown(run.best_accuracy, ".2%"),
+        "at step": shown(run.best_step, ","),
+        "final": shown(run.final_accuracy, ".2%"),
+        "loss": shown(run.final_loss, ".4f"),
+        "steps": f"{run.step:,}{total}",
+        "time": show_seconds(run.seconds),
+        "images/s": shown(run.images_per_second, ",.0f"),
+        "devices": devices,
+        "resumed": shown(run.num_resumes, ","),
+        "ended": show_ending(run),
     }
 
 
@@ -81,32 +112,6 @@ def _values(run: RunSummary) -> dict[str, Any]:
     return {name: getattr(run, name) for name in names}
 
 
-def _shown(run: RunSummary, differing: Sequence[str]) -> dict[str, str]:
-    """Returns the figures of a run by the heading of their column, for a person."""
-
-    def shown(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    devices = run.devices or "-"
-    if run.num_workers and run.num_workers > 1:
-        devices += f" x {run.num_workers} workers"
-    total = f"/{run.total_steps:,}" if run.total_steps else ""
-    return {
-        "run": run.name,
-        **{name: show_option(run.options.get(name)) for name in differing},
-        "best": shown(run.best_accuracy, ".2%"),
-        "at step": shown(run.best_step, ","),
-        "final": shown(run.final_accuracy, ".2%"),
-        "loss": shown(run.final_loss, ".4f"),
-        "steps": f"{run.step:,}{total}",
-        "time": show_seconds(run.seconds),
-        "images/s": shown(run.images_per_second, ",.0f"),
-        "devices": devices,
-        "resumed": shown(run.num_resumes, ","),
-        "ended": show_ending(run),
-    }
-
-
 def _csv(comparison: RunComparison) -> str:
     """Returns a line for each run; options that differ have names like `--seed`."""
     lines = []
@@ -118,8 +123,17 @@ def _csv(comparison: RunComparison) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, lines[0], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({k: _no_formula(v) for k, v in line.items()} for line in lines)
     return text.getvalue().rstrip("\n")
+
+
+def _no_formula(value: Any) -> Any:
+    """Returns a text that a spreadsheet shows, and does not compute.
+
+    As the OWASP advises against "CSV injection".
+    """
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@"))
+    return f"'{value}" if is_formula else value
 
 
 def _markdown(cell: str) -> str:

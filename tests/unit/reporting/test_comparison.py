@@ -162,3 +162,14 @@ def test_forms_agree(tmp_path):
     assert markdown[2].startswith(
         "| a\\|b \\<i\\> | 0.1 | 75.00% | 20 | 62.50% | 0.6667 |"
     )
+
+
+def test_cell_of_csv_is_no_formula(tmp_path):
+    name = "=HYPERLINK(0)"
+    write_run(tmp_path / name, flags={"model": "@SUM(1)", "learning_rate": -1.5})
+    write_run(tmp_path / "b")
+    text = format_comparison(compare_runs([str(tmp_path)]), "csv")
+    rows = {row["name"]: row for row in csv.DictReader(io.StringIO(text))}
+    assert set(rows) == {f"'{name}", "b"}
+    assert rows[f"'{name}"]["--model"] == "'@SUM(1)"
+    assert rows[f"'{name}"]["--learning_rate"] == "-1.5"  # a number is a number
