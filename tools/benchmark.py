@@ -5,13 +5,15 @@
 It trains `mlp` (batch 32) and `cnn` (batch 128) with Adam 1e-3, without augmentation. First
 all sides must reach the same loss from the same weights and batches. Then they take turns,
 so that other load on the machine meets all of them. It prints images/s after compilation
-(median of the rounds) and the ratio of our speed to each peer's (median and range).
+(median of the rounds) and the ratio of our speed to each peer's (median and range). All
+sides run where `train` would: on the first GPU, or on the CPU where there is none.
 
 The peers: a Python loop over our own step, plain and compiled by XLA; a Python loop over a
 leaner step of Keras's model and optimizer, which adds no sums up and checks no gradient;
 and `fit`, by default and with its own options for speed.
 """
 
+import os
 import statistics
 import sys
 import time
@@ -27,6 +29,7 @@ with program.quiet_imports():
     import tensorflow as tf
 
     from mnist_dist.data import ExampleStream, load_dataset
+    from mnist_dist.device.strategy import create_strategy
     from mnist_dist.device.train_loop import create_train_loop
     from mnist_dist.device.train_state import TrainState
     from mnist_dist.device.xla import should_compile
@@ -42,9 +45,19 @@ SEED = 1
 Peer = Callable[[], keras.Model]
 
 
-def create_strategy() -> tf.distribute.Strategy:
-    """Builds the strategy for one device, the CPU."""
-    return tf.distribute.OneDeviceStrategy("/device:CPU:0")
+def create_one_device_strategy() -> tf.distribute.Strategy:
+    """Builds the strategy of `train` on one device: the first GPU, else the CPU."""
+    num_gpus = min(len(tf.config.list_physical_devices("GPU")), 1)
+    return create_strategy("one_device", num_gpus=num_gpus)
+
+
+def describe_device() -> str:
+    """Returns the name of the device on which all sides run."""
+    gpus = tf.config.get_visible_devices("GPU")
+    if not gpus:
+        return f"CPU, {os.cpu_count()} processors"
+    details = tf.config.experimental.get_device_details(gpus[0])
+    return f"GPU, {details.get('device_name', gpus[0].name)}"
 
 
 def create_keras_model(name: str) -> keras.Model:
@@ -56,7 +69,7 @@ class OurTraining:
     """The package's device loop, and the model that it trains."""
 
     def __init__(self, name: str, *, batch: int, use_xla: bool) -> None:
-        strategy = create_strategy()
+        strategy = create_one_device_strategy()
         with strategy.scope():
             self.model = create_keras_model(name)
             rule = create_update_rule("adam")
@@ -80,8 +93,8 @@ def ours(
     """The package's device loop on resident data."""
     training = OurTraining(name, batch=batch, use_xla=use_xla)
     steps = len(labels) // batch
-    data = tf.constant(images), tf.constant(labels)
-    indices = np.arange(steps * batch, dtype=np.int32).reshape(steps, batch)
+    data = tf.constant(images), tf.constant(labels, tf.int64)
+    indices = np.arange(steps * batch, dtype=np.int64).reshape(steps, batch)
 
     def run() -> keras.Model:
         training.loop(*data, tf.constant(indices), tf.constant(steps), tf.zeros([2]))
@@ -96,7 +109,12 @@ def our_step_called(
 ) -> Peer:
     """A Python loop over the package's own step, fed with NumPy slices."""
     training = OurTraining(name, batch=batch, use_xla=use_xla)
-    all_of_it = tf.range(batch)[tf.newaxis], tf.constant(1), tf.zeros([2])
+    labels = labels.astype(np.int64)
+    all_of_it = (
+        tf.range(batch, dtype=tf.int64)[tf.newaxis],
+        tf.constant(1),
+        tf.zeros([2]),
+    )
 
     def run() -> keras.Model:
         for i in range(0, len(labels), batch):
@@ -167,7 +185,7 @@ def compare(name: str, *, batch: int, steps: int, rounds: int) -> bool:
     use_xla = should_compile(
         "auto",
         create_keras_model(name),
-        create_strategy(),
+        create_one_device_strategy(),
         image_shape=dataset.image_shape,
     )
     with_xla = ", XLA" if use_xla else ""
@@ -194,7 +212,9 @@ def compare(name: str, *, batch: int, steps: int, rounds: int) -> bool:
     expected = losses["mnist_dist"]
     is_same = all(abs(loss - expected) < 0.02 * expected for loss in losses.values())
     found = ", ".join(f"{loss:.4f}" for loss in losses.values())
-    print(f"\n{name}, batch {batch}, {steps} steps: losses {found}")
+    print(
+        f"\n{name}, batch {batch}, {steps} steps on {describe_device()}: losses {found}"
+    )
     if not is_same:
         print("  these are not the same computation; nothing was timed")
         return False

@@ -137,6 +137,12 @@ def check_all_reduce(
             f"--all_reduce_alg: found {name!r} with --logical_gpus={logical_gpus}, expected "
             "auto: devices of one GPU share its memory"
         )
+    if name == "hierarchical_copy" and num_workers == 1 and num_gpus % 2:
+        # It adds two halves of equal size up, and leaves the one over out in silence.
+        raise InputError(
+            f"--all_reduce_alg: found {name!r} with {num_gpus} GPUs, expected an even "
+            "number of them, auto or nccl"
+        )
     ways = ["auto", "ring" if num_workers > 1 else "hierarchical_copy"]
     ways += ["nccl"] if num_gpus else []
     if name not in ways:

@@ -11,6 +11,12 @@ import tensorflow as tf
 from tensorflow.python.framework import kernels
 
 _UNPLACED = ("Placeholder", "NoOp")
+# They pass buffers on, or give them another shape.
+_WITHOUT_KERNEL = (
+    *_UNPLACED,
+    *("Const", "Identity", "IdentityN", "Reshape", "ReadVariableOp"),
+    *("AssignVariableOp", "ExpandDims", "Squeeze"),
+)
 _KERNELS: dict[str, list] = {}
 
 
@@ -34,6 +40,46 @@ def find_host_work(concrete_function):
         arguments = [*concrete_function.inputs, *concrete_function.outputs]
         return [], sorted((_bytes(t), t.name) for t in arguments if t.dtype == tf.int32)
     return _find_in_graph(concrete_function.graph)
+
+
+def count_step_operations(concrete_function):
+    """Counts what the host starts for one step of a traced loop, for all replicas.
+
+    Returns:
+      How many clusters XLA compiles, and how many other operations there are, but for
+      those that start no kernel.
+    """
+    (loop,) = [
+        node
+        for node in concrete_function.graph.get_operations()
+        if node.type in ("While", "StatelessWhile")
+    ]
+    body = loop.node_def.attr["body"].func.name
+    return _count_operations(concrete_function.graph._get_function(body).graph)
+
+
+def _count_operations(graph):
+    clusters = others = 0
+    for node in graph.get_operations():
+        called = _called_functions(node)
+        if node.node_def.attr["_XlaMustCompile"].b:
+            clusters += 1
+        elif called:
+            for name in called:
+                inner = _count_operations(graph._get_function(name).graph)
+                clusters, others = clusters + inner[0], others + inner[1]
+        else:
+            others += node.type not in _WITHOUT_KERNEL
+    return clusters, others
+
+
+def list_operations(graph):
+    """All operations of a graph and of the functions that it calls."""
+    operations = list(graph.get_operations())
+    for node in graph.get_operations():
+        for name in _called_functions(node):
+            operations += list_operations(graph._get_function(name).graph)
+    return operations
 
 
 def _find_in_graph(graph):

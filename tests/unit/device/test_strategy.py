@@ -87,6 +87,7 @@ def test_ways_to_add_up_that_there_are(num_workers, num_gpus, expected):
         ("nccl", 2, 0, "auto or ring"),
         ("nccl", 1, 0, "auto or hierarchical_copy"),
         ("hierarchical_copy", 2, 1, "auto, ring or nccl"),
+        ("hierarchical_copy", 1, 3, "an even number of them, auto or nccl"),
         ("ring", 1, 2, "auto, hierarchical_copy or nccl"),
     ],
 )
