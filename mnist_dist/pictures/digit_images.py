@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
 from mnist_dist.errors import InputError
@@ -49,7 +50,8 @@ def fit_images(
       are_digits: whether the model knows MNIST's digits. Then a picture of its size
         that is dark on light, off centre or reaches the edge is no image of MNIST's,
         and `auto` makes it one.
-      name: names the file in error messages.
+      name: names the file in errors, and in the warning where a picture shows several
+        digits, of which the one with most ink counts.
 
     Returns:
       uint8 [n, height, width, channels]: whatever `preprocess` is, colour is turned
@@ -73,20 +75,12 @@ def fit_images(
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]
     if preprocess == "mnist":
-        forms = [
-            to_mnist_form(_to_grey(image), height=height, width=width)
-            for image in images
-        ]
-        images = np.stack(forms)
+        images = _to_mnist_forms(images, height, width, name=name)
     elif preprocess == "auto" and are_digits and channels == 1:
-        images = np.stack(
-            [
-                grey
-                if is_in_mnist_form(grey)
-                else to_mnist_form(grey, height=height, width=width)
-                for grey in map(_to_grey, images)
-            ]
-        )
+        images = np.stack([_to_grey(image) for image in images])
+        is_own = ~np.array([is_in_mnist_form(image) for image in images])
+        if is_own.any():
+            images[is_own] = _to_mnist_forms(images[is_own], height, width, name=name)
     elif not is_of_size:
         images = np.stack([_resize(image, height, width) for image in images])
     if images.ndim == 4 and channels == 1:
@@ -133,7 +127,31 @@ def is_in_mnist_form(image: np.ndarray) -> bool:
     )
 
 
-def to_mnist_form(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
+def _to_mnist_forms(
+    images: np.ndarray, height: int, width: int, *, name: str
+) -> np.ndarray:
+    """Returns uint8 [n, height, width]; warns of pictures with several digits."""
+    forms, counts = [], []
+    for image in images:
+        form, num_digits = to_mnist_form(_to_grey(image), height=height, width=width)
+        forms.append(form)
+        counts.append(num_digits)
+    num_several = sum(count > 1 for count in counts)
+    if num_several and len(images) == 1:
+        logging.warning(
+            "%s: found %d digits, the one with most ink is classified", name, counts[0]
+        )
+    elif num_several:
+        logging.warning(
+            "%s: found several digits in %d of %d pictures, the one with most ink counts",
+            *(name, num_several, len(images)),
+        )
+    return np.stack(forms)
+
+
+def to_mnist_form(
+    image: np.ndarray, *, height: int, width: int
+) -> tuple[np.ndarray, int]:
     """Returns the digit in a picture as the makers of MNIST would have cut it out.
 
     Light on black (dark ink on light paper is inverted), from 0 for the paper to 255
@@ -149,7 +167,8 @@ def to_mnist_form(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
       width: of the result.
 
     Returns:
-      uint8 [height, width]; all 0 if the picture is of one shade.
+      uint8 [height, width], all 0 if the picture is of one shade; and how many digits
+      it seems to show.
     """
     result = np.zeros((height, width), np.uint8)
     factor = max(image.shape) // _SEARCH_SIDE
@@ -158,14 +177,14 @@ def to_mnist_form(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
 
     found = find_digit(image)
     if found is None:
-        return result
+        return result, 0
     density = np.clip((found.density - _GRAIN) / (1 - _GRAIN), 0, 1)
 
     scale = min(_BOX * height / density.shape[0], _BOX * width / density.shape[1])
     box = [max(round(scale * side), 1) for side in density.shape]
     digit = _resize(np.rint(density * 255).astype(np.uint8), *box)
     if not digit.any():  # dust, which scaling wiped away
-        return result
+        return result, 0
     if digit.max() < _FAINT:  # a thin pen, which scaling made grey
         digit = np.rint(digit * (255 / digit.max())).astype(np.uint8)
     start = []
@@ -174,7 +193,7 @@ def to_mnist_form(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
         center = np.average(np.arange(box[axis]), weights=mass)
         start.append(int(np.clip(round(side / 2 - center), 0, side - box[axis])))
     result[start[0] : start[0] + box[0], start[1] : start[1] + box[1]] = digit
-    return result
+    return result, found.num_digits
 
 
 def _to_grey(image: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ def fit(images, image_shape=MNIST_SHAPE, preprocess="auto"):
 
 
 def form(image, height=28, width=28):
-    return to_mnist_form(image, height=height, width=width)
+    return to_mnist_form(image, height=height, width=width)[0]
 
 
 def scaled(image, side):
