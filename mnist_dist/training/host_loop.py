@@ -12,7 +12,8 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist.device.evaluate_loop import EvaluateLoop, evaluate_split
+from mnist_dist.device.batch_statistics import RenewStatistics
+from mnist_dist.device.evaluate_loop import EvaluateLoop, Evaluation, evaluate_split
 from mnist_dist.device.feed import DeviceSplit
 from mnist_dist.device.peers import broadcast_from_chief
 from mnist_dist.device.train_loop import TrainLoop
@@ -48,6 +49,8 @@ class HostLoop:
         schedule: Schedule,
         train_loop: TrainLoop,
         evaluate_loop: EvaluateLoop,
+        renew_statistics: RenewStatistics | None,
+        statistics_batches: int,
         batches: Batches,
         evaluation: DeviceSplit,
         control: Control,
@@ -61,6 +64,8 @@ class HostLoop:
         self._schedule = schedule
         self._train_loop = train_loop
         self._evaluate_loop = evaluate_loop
+        self._renew_statistics = renew_statistics
+        self._statistics_batches = statistics_batches
         self._batches = batches
         self._evaluation = evaluation
         self._control = control
@@ -95,11 +100,7 @@ class HostLoop:
 
     def try_evaluation(self) -> None:
         """Evaluates and forgets the result, to see that the model can be evaluated."""
-        evaluate_split(
-            self._evaluate_loop,
-            self._evaluation,
-            num_replicas=self._strategy.num_replicas_in_sync,
-        )
+        self._evaluate_weights()
 
     def run(self, recorder: Recorder | None) -> str | None:
         """Trains to the end of the run, or until it is to stop.
@@ -170,11 +171,7 @@ class HostLoop:
 
     def _evaluate(self, recorder: Recorder | None) -> None:
         """Evaluates, records the result, and keeps the weights if they are the best."""
-        result = evaluate_split(
-            self._evaluate_loop,
-            self._evaluation,
-            num_replicas=self._strategy.num_replicas_in_sync,
-        )
+        result = self._evaluate_weights()
         self._evaluated_step = self.step
         is_best = self.best.note(result.accuracy, self.step)
         if recorder is None:
@@ -189,6 +186,22 @@ class HostLoop:
         )
         if is_best:
             recorder.save_best(self.step, self._state.to_arrays(), self.best)
+
+    def _evaluate_weights(self) -> Evaluation:
+        """Evaluates, with statistics of the last batches where that is asked for."""
+        if self._renew_statistics:
+            num_batches = self._statistics_batches
+            first = max(self.step - num_batches, 0)
+            self._renew_statistics(
+                *self._batches.feed(first, num_batches),
+                tf.constant(num_batches),
+                tf.constant(first * self._batches.global_batch_size, tf.int64),
+            )
+        return evaluate_split(
+            self._evaluate_loop,
+            self._evaluation,
+            num_replicas=self._strategy.num_replicas_in_sync,
+        )
 
     def _summarize(self, recorder: Recorder | None) -> None:
         """Records the training metrics since the last time."""

@@ -7,6 +7,10 @@ import tensorflow as tf
 
 from mnist_dist.data import Dataset
 from mnist_dist.device import xla
+from mnist_dist.device.batch_statistics import (
+    RenewStatistics,
+    create_renew_statistics,
+)
 from mnist_dist.device.evaluate_loop import EvaluateLoop, create_evaluate_loop
 from mnist_dist.device.feed import DeviceSplit, fits_on_device
 from mnist_dist.device.train_loop import TrainLoop, create_train_loop
@@ -33,6 +37,8 @@ class Job:
       schedule: the learning rate of a step.
       train_loop: many training steps in one call.
       evaluate_loop: a part of an evaluation in one call.
+      renew_statistics: computes BatchNormalization's statistics anew; None: the training
+        alone moves them.
       use_xla: whether XLA compiles the loops.
       is_resident: whether the data lie on the devices.
     """
@@ -44,6 +50,7 @@ class Job:
     schedule: Schedule
     train_loop: TrainLoop
     evaluate_loop: EvaluateLoop
+    renew_statistics: RenewStatistics | None
     use_xla: bool
     is_resident: bool
 
@@ -108,6 +115,14 @@ def create_job(
             use_xla=use_xla,
             on_any_replicas=options.num_microbatches > 0,
         ),
+        renew_statistics=create_renew_statistics(
+            strategy,
+            state,
+            part_size=options.global_batch_size
+            // (options.num_microbatches or strategy.num_replicas_in_sync),
+        )
+        if options.statistics_batches
+        else None,
         use_xla=use_xla,
         is_resident=fits_on_device(
             options.data_on_device, num_bytes=dataset.num_bytes, strategy=strategy
@@ -120,6 +135,7 @@ def create_host_loop(
     *,
     global_batch_size: int,
     seed: int,
+    statistics_batches: int,
     num_workers: int,
     profile_dir: str | None,
     is_stop_requested: Callable[[], bool],
@@ -130,6 +146,8 @@ def create_host_loop(
       job: what is computed.
       global_batch_size: examples a step, over all replicas.
       seed: of the order of the examples.
+      statistics_batches: over which BatchNormalization's statistics are computed anew
+        before an evaluation.
       num_workers: of the run.
       profile_dir: where the profile of the plan goes; None: this worker writes none.
       is_stop_requested: whether this worker was asked to stop.
@@ -152,6 +170,8 @@ def create_host_loop(
         schedule=job.schedule,
         train_loop=job.train_loop,
         evaluate_loop=job.evaluate_loop,
+        renew_statistics=job.renew_statistics,
+        statistics_batches=min(statistics_batches, batches.max_steps),
         batches=batches,
         evaluation=evaluation,
         control=Control(

@@ -152,6 +152,13 @@ class TrainingOptions:
         upper=1,
         role=SETTING,
     )
+    statistics_batches: int = option(
+        0,
+        "Training batches over which BatchNormalization's moving statistics are computed "
+        "anew before each evaluation. 0: as the training has moved them.",
+        lower=0,
+        upper=1 << 16,
+    )
     augment: bool | None = option(
         None,
         "Random affine change of each training image. Default: for mlp and cnn.",

@@ -117,7 +117,7 @@ def _train(
             num_workers=cluster.num_workers,
             profile_dir=f"{options.model_dir}/train" if cluster.is_chief else None,
             is_stop_requested=lambda: stop.signal_name is not None,
-            **options.pick("global_batch_size seed"),
+            **options.pick("global_batch_size seed statistics_batches"),
         )
         with running_own_code(options.model_name, doing="it cannot be trained"):
             loop.begin(start)

@@ -710,3 +710,17 @@ def test_dry_run_checks_and_prints_and_leaves_nothing(tmp_path, run_train):
     assert result.returncode == 0, result.stderr
     assert "1,875, 469 an epoch" in result.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_run_with_statistics_computed_anew_goes_on_bit_for_bit(tmp_path, train):
+    flags = ["--model=custom_models:create_mixed", "--dropout=0", "--eval_interval=20"]
+    flags += ["--statistics_batches=3"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(whole, *flags, "--train_steps=40")
+    train(cut, *flags, "--train_steps=20")
+    train(cut, *flags, "--train_steps=40")
+    assert_same_run(cut, whole)
+    # The moved ones begin at 0, of which 0.99^40, two thirds, is left.
+    arrays = final_arrays(whole)
+    moved, anew = (arrays[f"{k}/norm/moving_mean"] for k in ("model", "ema"))
+    assert np.linalg.norm(anew) > 2 * np.linalg.norm(moved)
