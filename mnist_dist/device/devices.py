@@ -101,6 +101,24 @@ def choose_gpus(
     return gpus
 
 
+def set_intra_op_threads(number: int) -> None:
+    """Sets among how many threads this process shares one operation out; 0: as it is.
+
+    Raises:
+      InputError: TensorFlow has started in this process with another number.
+    """
+    if not number:
+        return
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(number)
+    except RuntimeError:
+        found = tf.config.threading.get_intra_op_parallelism_threads()
+        raise InputError(
+            f"--intra_op_threads: found {number}, but TensorFlow has started in this "
+            f"process with {found or 'its own number'}, {_STAYS}"
+        ) from None
+
+
 def share_of_host(
     gpus: list[tf.config.PhysicalDevice], cluster: Cluster, num_gpus: int
 ) -> list[tf.config.PhysicalDevice]:

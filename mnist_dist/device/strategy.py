@@ -35,6 +35,7 @@ def create_strategy(
     gpu_memory_limit: int = 0,
     all_reduce_alg: str = "auto",
     deterministic: bool = False,
+    intra_op_threads: int = 0,
 ) -> tf.distribute.Strategy:
     """Chooses devices and builds the strategy over them.
 
@@ -61,6 +62,7 @@ def create_strategy(
       all_reduce_alg: `auto`, `nccl` (GPUs), `hierarchical_copy` (one worker) or
         `ring` (several).
       deterministic: use only kernels that always give the same bits.
+      intra_op_threads: of this process, for one operation; 0: TensorFlow's number.
 
     Raises:
       InputError: devices asked for are not there, or the driver's GPUs cannot be used;
@@ -82,6 +84,7 @@ def create_strategy(
         num_gpus=len(gpus),
         logical_gpus=logical_gpus,
     )
+    devices.set_intra_op_threads(intra_op_threads)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     if cluster.num_workers == 1:

@@ -37,19 +37,14 @@ def load_config(model_dir: str) -> dict[str, Any] | None:
         ) from error
 
 
-def load_starts(model_dir: str) -> list[dict[str, float]]:
+def starts_in(config: dict[str, Any]) -> list[dict[str, float]]:
     """Returns `step` and `time`, in seconds since 1970, of each start of a run.
 
     Runs of earlier versions have recorded none; what is no start is left out.
 
-    Raises:
-      InputError: as `load_config` does.
+    Args:
+      config: the content of its `config.json`.
     """
-    return starts_in(load_config(model_dir) or {})
-
-
-def starts_in(config: dict[str, Any]) -> list[dict[str, float]]:
-    """Returns what `load_starts` does, of the content of a `config.json`."""
     recorded = config.get("resolved", {}).get("starts")
     return [
         {"step": start["step"], "time": float(start["time"])}

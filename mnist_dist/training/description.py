@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mnist_dist.cluster.membership import LAUNCH_ID
+from mnist_dist.device.kernels import kernel_conditions
 from mnist_dist.device.train_state import TrainState, weight_path
 from mnist_dist.training.job import Job
 from mnist_dist.training.restore import Start
@@ -80,10 +81,31 @@ def resolved(
         "steps_per_epoch": job.plan.steps_per_epoch,
         "devices": list(job.strategy.extended.worker_devices),
         "num_workers": num_workers,
+        **kernel_conditions(job.strategy),
         "starts": list(starts),
         "ended": ended,
         LAUNCH_ID: os.environ.get(LAUNCH_ID),
     }
+
+
+def describe_other_bits(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """Returns in one line why a run goes on with other last bits; "" if it does not.
+
+    Args:
+      before: `resolved` of the run's last start; versions before this one recorded no
+        `kernel_conditions` in it.
+      now: `kernel_conditions` of this start.
+    """
+    changes = [
+        f"{name} {before[name]}, now {value}"
+        for name, value in now.items()
+        if name in before and before[name] != value
+    ]
+    if not changes:
+        return ""
+    return (
+        f"other bits     the run had {'; '.join(changes)}: it is no longer bit for bit"
+    )
 
 
 def describe_nothing_to_do(step: int, reason: str) -> str:

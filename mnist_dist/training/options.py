@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mnist_dist.device.environment import MAX_THREADS
 from mnist_dist.files.untrusted import printable
 from mnist_dist.run.plan import RunPlan, StoppingRule
 from mnist_dist.training.option import OWN, SETTING, START, check_value, option
@@ -212,6 +213,14 @@ class TrainingOptions:
     tensor_float_32: bool = option(
         True,
         "Let GPUs round the factors of float32 products to TF32's 10 bits: faster.",
+    )
+    intra_op_threads: int = option(
+        0,
+        "Threads of a process for one operation, on which the last bits depend; 0: "
+        "TF_NUM_INTRAOP_THREADS, or all processors.",
+        lower=0,
+        upper=MAX_THREADS,
+        role=START,
     )
     all_reduce_alg: str = option(
         "auto",

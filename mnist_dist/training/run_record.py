@@ -4,12 +4,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
+from mnist_dist.device.kernels import kernel_conditions
 from mnist_dist.errors import InputError, RunError
 from mnist_dist.run.config import save_config, save_flag_file
-from mnist_dist.run.config_file import load_starts
+from mnist_dist.run.config_file import load_config, starts_in
 from mnist_dist.training import description
 from mnist_dist.training.job import Job
-from mnist_dist.training.options import TrainingOptions
+from mnist_dist.training.options import TrainingOptions, say
 from mnist_dist.training.restore import Start
 
 
@@ -34,7 +35,14 @@ class RunRecord:
         now = time.time()
         if start.checkpoint:
             with contextlib.suppress(InputError):  # --override_config goes on without
-                self._starts = load_starts(options.model_dir)
+                recorded = load_config(options.model_dir) or {}
+                self._starts = starts_in(recorded)
+                say(
+                    options,
+                    description.describe_other_bits(
+                        recorded.get("resolved", {}), kernel_conditions(job.strategy)
+                    ),
+                )
             # Versions before this one recorded no start: there was one.
             self._starts = self._starts or [{"step": 0, "time": now}]
         if trains or not self._starts:

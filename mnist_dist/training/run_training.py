@@ -64,6 +64,7 @@ def _prepare(
         greeting=options.shared() | {"data_checksum": dataset.checksum},
         is_stopping=stop.is_made,
         **options.pick("cluster_timeout peer_timeout num_gpus logical_cpus"),
+        **options.pick("intra_op_threads"),
         **options.pick("logical_gpus gpu_memory_limit all_reduce_alg deterministic"),
     )
     stop.listen()  # only now: with several workers TensorFlow has taken SIGTERM

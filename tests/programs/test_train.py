@@ -552,6 +552,23 @@ def test_with_microbatches_a_run_on_one_replica_and_then_on_two_is_that_on_one(
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
+def test_run_that_goes_on_with_other_threads_says_that_its_bits_are_others(
+    train, tmp_path
+):
+    flags = ["--train_steps=80", "--intra_op_threads=2"]
+    first = train(tmp_path, "--train_steps=40", "--intra_op_threads=1")
+    (line,) = [
+        line
+        for line in train(tmp_path, *flags).stdout.splitlines()
+        if line.startswith("other bits ")
+    ]
+    assert "intra_op_threads 1, now 2: it is no longer bit for bit" in line
+    assert "device_kind" not in line
+    assert "other bits" not in first.stdout + train(tmp_path, *flags).stdout
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["resolved"]["intra_op_threads"] == 2
+
+
 def test_run_of_an_earlier_version_goes_on(run_train, tmp_path):
     golden = Path(__file__).parent / "golden"
     shutil.copytree(golden / "run", tmp_path / "run")
