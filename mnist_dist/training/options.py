@@ -47,7 +47,10 @@ class TrainingOptions:
         help="Directory of the run: checkpoints, metrics, events.", role=OWN
     )
     data_dir: str | None = option(
-        None, "Data set as files. Default: the bundled MNIST.", role=OWN
+        None,
+        "Data set as files: a directory with IDX, CSV, Parquet or a folder of pictures "
+        "for each class; or an .npz, .csv or .parquet file. Default: the bundled MNIST.",
+        role=OWN,
     )
     data: Dataset | Sequence[tuple[np.ndarray, np.ndarray]] | None = option(
         None,
