@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+_NUM_SHADED = 1000  # images whose edges tell whether a data set is light on dark
+
 # `Dataset.checksum` of MNIST, which is bundled with the package.
 MNIST_CHECKSUM = "2387c2615e6e9deeb34bfac7e7fd153f3730fe7ae22a7c294f5697f1cb503ad5"
 
@@ -71,9 +73,21 @@ class Dataset:
         return self.test if self.validation is None else self.validation
 
     @property
+    def edge_shade(self) -> float:
+        """Mean of the edge pixels of the first training images, 0 (black) to 255."""
+        return mean_edge(self.train.images[:_NUM_SHADED])
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the images that training and evaluation use."""
         return self.train.images.nbytes + self.evaluation.images.nbytes
+
+
+def mean_edge(images: np.ndarray) -> float:
+    """Returns the mean of the edge pixels of images, uint8 [n, h, w] or [n, h, w, c]."""
+    rows, columns = images[:, [0, -1]], images[:, 1:-1, [0, -1]]
+    total = rows.sum(dtype=np.int64) + columns.sum(dtype=np.int64)
+    return float(total) / max(rows.size + columns.size, 1)
 
 
 def checksum_of(splits: Iterable[Split]) -> str:

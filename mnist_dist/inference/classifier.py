@@ -24,6 +24,8 @@ class Classifier:
       image_shape: height, width and channels (1 or 3) of the images it takes.
       num_classes: how many classes it tells apart.
       class_names: the name of each class; None where the model card has none.
+      edge_shade: mean of the edge pixels of the training images, 0 to 255; None where
+        the model card does not say it.
       takes_digits: whether it was trained on MNIST's digits, as its model card says.
       classify: maps images uint8 [n, height, width, channels] to probabilities and
         logits, both float32 [n, num_classes]. Any n, without a new trace.
@@ -32,6 +34,7 @@ class Classifier:
     image_shape: tuple[int, int, int]
     num_classes: int
     class_names: tuple[str, ...] | None
+    edge_shade: float | None
     takes_digits: bool
     classify: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -131,6 +134,7 @@ def load_classifier(path: str) -> Classifier:
         image_shape=tuple(shape[1:]),
         num_classes=probabilities.shape[1],
         class_names=_check_names(data, path, num_classes=probabilities.shape[1]),
+        edge_shade=data.get("edge_shade"),
         takes_digits=data.get("sha256") == MNIST_CHECKSUM,
         classify=classify,
     )

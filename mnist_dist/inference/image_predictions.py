@@ -194,6 +194,7 @@ def _read(
             image_shape=classifier.image_shape,
             preprocess=preprocess,
             are_digits=classifier.takes_digits,
+            edge_shade=classifier.edge_shade,
         ),
         images_per_batch=images_per_call,
         # Each may hold a large photograph; and much of the work is Python's own.
@@ -218,6 +219,7 @@ def _split(
             image_shape=classifier.image_shape,
             preprocess=preprocess,
             are_digits=classifier.takes_digits,
+            edge_shade=classifier.edge_shade,
             name="images",
         )
         names = [""] * len(part)

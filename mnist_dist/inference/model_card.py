@@ -32,6 +32,7 @@ _DATA_TYPES = {
     "sha256": str,
     "validation_examples": int,
     "class_names": list,
+    "edge_shade": float,
 }
 
 
@@ -76,6 +77,7 @@ def describe_model(
         "data": {
             "source": resolved.get("data"),
             "class_names": resolved.get("class_names"),
+            "edge_shade": resolved.get("edge_shade"),
             "data_dir": config.data_dir,
             "sha256": config.data_checksum,
             "validation_examples": config.validation_examples,

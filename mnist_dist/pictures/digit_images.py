@@ -8,6 +8,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
+from mnist_dist.data.dataset import mean_edge
 from mnist_dist.errors import InputError
 from mnist_dist.pictures.digit_finding import find_digit
 
@@ -24,6 +25,8 @@ _FAINT = 200
 _MAX_ELONGATION = 4
 # What the edge's mean and the centre of mass of MNIST's own images do not exceed.
 _DARK_EDGE, _OFF_CENTRE = 16.0, 0.75
+# How far the edge of a picture is from those of the training images if it is inverse.
+_INVERSE = 128
 # Nearer to the paper than this share of the way to the ink is paper: its grain.
 _GRAIN = 0.05
 
@@ -34,6 +37,7 @@ def fit_images(
     image_shape: tuple[int, int, int],
     preprocess: str,
     are_digits: bool = False,
+    edge_shade: float | None = None,
     name: str,
 ) -> np.ndarray:
     """Returns pictures as a model takes them.
@@ -50,8 +54,11 @@ def fit_images(
       are_digits: whether the model knows MNIST's digits. Then a picture of its size
         that is dark on light, off centre or reaches the edge is no image of MNIST's,
         and `auto` makes it one.
-      name: names the file in errors, and in the warning where a picture shows several
-        digits, of which the one with most ink counts.
+      edge_shade: mean of the edge pixels of the images that the model was trained on,
+        0 to 255; None if that is not known.
+      name: names the file in errors, and in warnings: where a picture shows several
+        digits, of which the one with most ink counts; and where its edge is light and
+        that of the training images dark, or the other way round.
 
     Returns:
       uint8 [n, height, width, channels]: whatever `preprocess` is, colour is turned
@@ -87,7 +94,29 @@ def fit_images(
         images = np.stack([_to_grey(image) for image in images])
     if images.ndim == 3:
         images = np.repeat(images[..., np.newaxis], channels, axis=3)
+    if edge_shade is not None:
+        _compare_edges(images, edge_shade, name=name)
     return images
+
+
+def _compare_edges(images: np.ndarray, edge_shade: float, *, name: str) -> None:
+    """Warns of images that are dark on light where the model knows light on dark."""
+    shades = np.array([mean_edge(image[np.newaxis]) for image in images])
+    is_inverse = np.abs(shades - edge_shade) > _INVERSE
+    if is_inverse.any():
+        shade = shades[is_inverse].mean()
+        hint = (
+            "mnist makes it light on dark" if shade > edge_shade else "resize keeps it"
+        )
+        logging.warning(
+            "%s: found an edge of shade %.0f%s where the training images have %.0f (0 is "
+            "black, 255 white): the model does not know such pictures; --preprocess=%s",
+            *(name, shade, _share(is_inverse), edge_shade, hint),
+        )
+
+
+def _share(chosen: np.ndarray) -> str:
+    return "" if len(chosen) == 1 else f" in {chosen.sum()} of {len(chosen)} pictures"
 
 
 def _unflatten(

@@ -76,6 +76,7 @@ def resolved(
         "image_shape": job.dataset.image_shape,
         "num_classes": job.dataset.num_classes,
         "class_names": job.dataset.class_names,
+        "edge_shade": job.dataset.edge_shade,
         "use_xla": job.use_xla,
         "total_steps": job.plan.total_steps,
         "steps_per_epoch": job.plan.steps_per_epoch,

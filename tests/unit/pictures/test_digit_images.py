@@ -261,3 +261,29 @@ def test_array_that_may_be_a_picture_or_flat_images_is_refused():
     ):
         fit_digits(np.zeros((600, 784), np.uint8))
     assert fit_digits(np.zeros((60, 50), np.uint8)).shape == (1, 28, 28, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_inverse_of_the_training_images_is_told(digits, caplog, channels):
+    def classify(images, **options):
+        fit_images(
+            images,
+            image_shape=(28, 28, channels),
+            edge_shade=3.0,
+            name="own.png",
+            **options,
+        )
+        return [record.getMessage() for record in caplog.records]
+
+    assert classify(digits, preprocess="auto") == []
+    assert classify(255 - digits[:1], preprocess="mnist") == []
+    (message,) = classify(255 - digits[:1], preprocess="auto")
+    assert message == (
+        "own.png: found an edge of shade 255 where the training images have 3 (0 is "
+        "black, 255 white): the model does not know such pictures; --preprocess=mnist "
+        "makes it light on dark"
+    )
+    caplog.clear()
+    several = np.concatenate([digits[:3], 255 - digits[:2]])
+    (message,) = classify(several, preprocess="auto")
+    assert "of shade 255 in 2 of 5 pictures where" in message
