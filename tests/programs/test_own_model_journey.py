@@ -44,11 +44,18 @@ def person(fork_server, tmp_path_factory):
     return Person(fork_server, folder)
 
 
+def typed_in(beginning, **values):
+    """The page's line that begins so, with the values of a person."""
+    (line,) = [x for x in PAGE.splitlines() if x.startswith(f"mnist-dist {beginning}")]
+    for name, value in values.items():
+        line = line.replace(name, str(value))
+    return line.removeprefix("mnist-dist ")
+
+
 TRAIN = (
-    "train --model_dir=runs/fruit --data_dir=fruit --model=mine:create --train_steps=400 "
-    "--validation_examples=30 --early_stopping_patience=3 --eval_interval=20 "
-    "--checkpoint_interval=20 --max_to_keep=5 --global_batch_size=16 --enable_xla=off "
-    "--lr_schedule=constant --noprogress"
+    typed_in("train --model_dir=runs/fruit", DIR="fruit").replace("=500", "=30")
+    + " --train_steps=400 --eval_interval=20 --checkpoint_interval=20 --max_to_keep=5 "
+    "--global_batch_size=16 --enable_xla=off --lr_schedule=constant --noprogress"
 )
 
 
@@ -86,18 +93,15 @@ def test_the_same_run_has_nothing_to_do_and_says_so(person, trained):
 
 
 def test_figures_and_predictions_have_the_names_of_the_classes(person, trained):
-    flags = "--model_dir=runs/fruit --model=mine:create --checkpoint=best"
-    table = person.types(f"evaluate {flags}")
+    table = person.types(typed_in("evaluate --model_dir=runs/fruit"))
     assert re.search(r"^0 .* apple$", table, re.M)
     lines = person.types(
         "predict --model_dir=runs/fruit --format=json fruit/apple/7.png fruit/plum/7.png"
     )
     found = [json.loads(line) for line in lines.splitlines()]
     assert [row["name"] for row in found] == ["apple", "plum"]
-    assert re.search(
-        r"^ +1  lime +\d",
-        person.types("predict --model_dir=runs/fruit fruit/lime/7.png"),
-    )
+    predict = typed_in("predict --model_dir=runs/fruit", picture="fruit/lime/7")
+    assert re.search(r"^ +1  lime +\d", person.types(predict))
 
 
 def test_a_checkpoint_that_was_chosen_is_exported(person, trained):
@@ -105,7 +109,7 @@ def test_a_checkpoint_that_was_chosen_is_exported(person, trained):
     steps = [row["step"] for row in json.loads(listed)["rows"]]
     chosen = steps[1]
     said = person.types(
-        f"export --model_dir=runs/fruit --model=mine:create --checkpoint={chosen}"
+        typed_in("export --model_dir=runs/fruit").replace("2000", str(chosen))
     )
     assert f"runs/fruit/export/{chosen}" in said
     folder = person.folder / "runs/fruit"
