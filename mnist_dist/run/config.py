@@ -85,13 +85,7 @@ def save_config(
         "settings": dict(settings),
         "flags": dict(flags),
         "resolved": dict(resolved),
-        "versions": {
-            "mnist_dist": mnist_dist.__version__,
-            "python": platform.python_version(),
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": versions(),
     }
     path = config_path(model_dir)
     with (
@@ -99,6 +93,17 @@ def save_config(
         replacing(path) as file,
     ):
         file.write(json.dumps(config, indent=2).encode() + b"\n")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of this package, of Python and of what computes."""
+    return {
+        "mnist_dist": mnist_dist.__version__,
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+    }
 
 
 def save_flag_file(model_dir: str, flags: Mapping[str, object]) -> None:

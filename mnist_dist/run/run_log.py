@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorboard.compat.proto.summary_pb2 import Summary
 
 from mnist_dist.files.durable import remove_unfinished, reporting_errors, sync
 from mnist_dist.run.event_files import EventFileWriter
@@ -60,6 +61,7 @@ class RunLog:
                 so=SO,
             )
             sync(model_dir)
+        self._events = events
         self._writers: list[MetricWriter] = [records, events, *writers]
 
     def write_train(
@@ -100,6 +102,20 @@ class RunLog:
         self._check_place()
         for writer in self._writers:
             writer.write_text(name, markdown, step=self._first_step)
+
+    def write_summary(
+        self, kind: str, summary: Summary, *, step: int | None = None
+    ) -> None:
+        """Records what only TensorBoard can show, of a step or of this start.
+
+        Args:
+          kind: `train` or `eval`.
+          summary: as TensorBoard's plugins take it.
+          step: updates done; None is the first step of this start.
+        """
+        self._check_place()
+        step = self._first_step if step is None else step
+        self._events.write_summary(kind, summary, step=step)
 
     def has_eval(self, step: int) -> bool:
         """Whether this step was evaluated, by this process or an earlier one."""

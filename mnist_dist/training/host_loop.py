@@ -27,6 +27,7 @@ from mnist_dist.training.control import Control
 from mnist_dist.training.profile import StepProfile
 from mnist_dist.training.recorder import Recorder
 from mnist_dist.training.restore import Start
+from mnist_dist.training.stopwatch import Stopwatch
 
 
 class HostLoop:
@@ -72,6 +73,7 @@ class HostLoop:
         self._profile = profile
         self._evaluated_step = -1
         self._train_seconds, self._train_examples = 0.0, 0
+        self._stopwatch = Stopwatch()
 
     def begin(self, start: Start | None) -> None:
         """Takes over where the chief begins, on all workers, and compiles the loop.
@@ -116,6 +118,7 @@ class HostLoop:
             written.
         """
         plan = self._plan
+        self._stopwatch.take()  # what came before is no training
         with contextlib.ExitStack() as closing:
             if recorder:
                 closing.callback(recorder.close)
@@ -137,12 +140,16 @@ class HostLoop:
                 if is_lost or plan.is_due(plan.summary_interval, self.step):
                     self._summarize(recorder)
                 if is_lost:
+                    if recorder:
+                        recorder.end(self.step, has_failed=True)
                     raise RunError(
                         f"steps {self.step - streak} to {self.step - 1} were skipped, "
                         "their loss or gradients were not finite; the last good "
                         "checkpoint is kept"
                     )
             self.save(recorder)
+            if recorder and not self._control.is_stopping:
+                recorder.end(self.step, has_failed=False)
         return None if self._control.is_stopping else reason
 
     def train_until_next_event(self) -> None:
@@ -151,13 +158,15 @@ class HostLoop:
             self._control.num_steps, self._plan.steps_to_next_event(self.step)
         )
         self._profile.before(self.step)
-        feed = self._batches.feed(self.step, num_steps)
+        with self._stopwatch.measuring("input"):
+            feed = self._batches.feed(self.step, num_steps)
         control = tf.constant(self._control.values())
         began = time.perf_counter()
         agreed = self._train_loop(*feed, tf.constant(num_steps), control)
         self.step = int(self._state.step.numpy())  # waits for the device
         seconds = time.perf_counter() - began
         self._profile.after(self.step)
+        self._stopwatch.add("step", seconds)
         self._train_seconds += seconds
         self._train_examples += num_steps * self._batches.global_batch_size
         self._control.update(
@@ -166,12 +175,14 @@ class HostLoop:
 
     def save(self, recorder: Recorder | None) -> None:
         """Begins to write the checkpoint of this step, unless there is one."""
-        if recorder:
-            recorder.save(self.step, self._state.to_arrays, self.best)
+        with self._stopwatch.measuring("checkpoint"):
+            if recorder:
+                recorder.save(self.step, self._state.to_arrays, self.best)
 
     def _evaluate(self, recorder: Recorder | None) -> None:
         """Evaluates, records the result, and keeps the weights if they are the best."""
-        result = self._evaluate_weights()
+        with self._stopwatch.measuring("evaluation"):
+            result = self._evaluate_weights()
         self._evaluated_step = self.step
         is_best = self.best.note(result.accuracy, self.step)
         if recorder is None:
@@ -185,7 +196,8 @@ class HostLoop:
             num_examples=result.num_examples,
         )
         if is_best:
-            recorder.save_best(self.step, self._state.to_arrays(), self.best)
+            with self._stopwatch.measuring("checkpoint"):
+                recorder.save_best(self.step, self._state.to_arrays(), self.best)
 
     def _evaluate_weights(self) -> Evaluation:
         """Evaluates, with statistics of the last batches where that is asked for."""
@@ -222,3 +234,4 @@ class HostLoop:
             learning_rate=float(self._schedule(last_step)),
             nonfinite_steps=sums["nonfinite_steps"],
         )
+        recorder.show_times(self.step, self._stopwatch.take())

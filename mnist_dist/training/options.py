@@ -262,6 +262,12 @@ class TrainingOptions:
         "Steps between training metrics; default a tenth of an epoch.",
         lower=1,
     )
+    summary_detail: str = option(
+        "standard",
+        "What TensorBoard shows: minimal (loss, accuracy, speed, learning rate), "
+        "standard (also time, memory, settings, pictures), or full (also histograms).",
+        choices=("minimal", "standard", "full"),
+    )
     max_to_keep: int = option(3, "Checkpoints to keep.", lower=1)
     restore: str = option(
         "auto",

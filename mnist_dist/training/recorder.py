@@ -13,6 +13,7 @@ from mnist_dist.run.checkpoints import list_checkpoints
 from mnist_dist.run.object_graph import KerasObjects
 from mnist_dist.run.paths import best_dir, checkpoint_dir
 from mnist_dist.run.run_log import RunLog
+from mnist_dist.training.board import Board
 from mnist_dist.training.progress import Progress
 
 Hook = Callable[[Mapping[str, Any]], None]
@@ -33,6 +34,7 @@ class Recorder:
         progress: Progress,
         max_to_keep: int,
         keras_objects: KerasObjects | None = None,
+        board: Board | None = None,
         on_record: Hook | None = None,
         on_evaluation: Hook | None = None,
         on_checkpoint: Callable[[str], None] | None = None,
@@ -45,6 +47,7 @@ class Recorder:
           progress: what a person sees.
           max_to_keep: checkpoints that are kept, beside the best.
           keras_objects: how a Keras model finds its weights in a checkpoint.
+          board: shows in TensorBoard what no record tells; None: nothing of that.
           on_record: called with each training record: `step`, `epoch` and the metrics.
           on_evaluation: called with each evaluation, likewise, with `split` and
             `num_examples`.
@@ -54,6 +57,7 @@ class Recorder:
         self._model_dir = model_dir
         self._progress = progress
         self._max_to_keep = max_to_keep
+        self._board = board
         self._on_record = on_record
         self._on_evaluation = on_evaluation
         self._on_checkpoint = on_checkpoint
@@ -72,6 +76,16 @@ class Recorder:
         )
         if self._on_record:
             self._on_record({"step": step, "epoch": epoch, **metrics})
+
+    def show_times(self, step: int, seconds: Mapping[str, float]) -> None:
+        """Shows where the time since the last training record went, by activity."""
+        if self._board:
+            self._board.show_times(step, seconds)
+
+    def end(self, step: int, *, has_failed: bool) -> None:
+        """Shows that the run is at its end, at this step."""
+        if self._board:
+            self._board.show_end(step, has_failed=has_failed)
 
     def write_eval(
         self,
@@ -95,6 +109,8 @@ class Recorder:
             split=split,
             num_examples=num_examples,
         )
+        if self._board:
+            self._board.show_weights(step)
         self._progress.message(
             f"step {step:,}  {split} accuracy {accuracy:.2%}  loss {loss:.4f}  "
             f"({num_examples:,} images)"

@@ -19,6 +19,7 @@ from mnist_dist.modeling.own_models import running_own_code
 from mnist_dist.run.best import Best
 from mnist_dist.run.directory import check_directory
 from mnist_dist.training import description
+from mnist_dist.training.board import Board
 from mnist_dist.training.ending import complete_run
 from mnist_dist.training.host_loop import HostLoop
 from mnist_dist.training.job import Job, create_host_loop, create_job
@@ -207,6 +208,10 @@ def _restore(
 def _create_recorder(options: TrainingOptions, job: Job, start: Start) -> Recorder:
     start.log.write_text("settings", description.settings_table(options.values()))
     start.log.write_text("model", description.model_table(job.state))
+    board = None
+    if options.summary_detail != "minimal":
+        board = Board(start.log, job, step=start.step, options=options)
+        board.show_start()
     return Recorder(
         log=start.log,
         progress=Progress(
@@ -214,5 +219,6 @@ def _create_recorder(options: TrainingOptions, job: Job, start: Start) -> Record
             stream=sys.stdout if options.progress else None,
         ),
         keras_objects=find_keras_objects(job.state),
+        board=board,
         **options.pick("model_dir max_to_keep on_record on_evaluation on_checkpoint"),
     )

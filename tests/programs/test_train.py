@@ -96,12 +96,12 @@ def records(model_dir):
 
 
 def scalars(model_dir):
-    """Every point in TensorBoard's files but for speeds, in order."""
+    """Every point in TensorBoard's files but for speeds and memory, in order."""
     points = []
     for kind in ("train", "eval"):
         accumulator = EventAccumulator(str(model_dir / kind), {"tensors": 0}).Reload()
         for tag in accumulator.Tags()["tensors"]:
-            if tag not in ("images_per_second", "settings/text_summary"):
+            if not tag.startswith(("images_per_second", "perf/", "memory/")):
                 points += [
                     (kind, tag, e.step, tf.make_ndarray(e.tensor_proto).item())
                     for e in accumulator.Tensors(tag)
