@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,6 +164,15 @@ def test_tab_shows_the_run(tab, address, browser):
         time.sleep(0.2)
     log = browser.get_log("browser")
     assert [entry for entry in log if entry["level"] == "SEVERE"] == []
+
+
+def test_script_names_a_directory_that_is_not_there(tmp_path):
+    script = Path(__file__).parents[2] / "launch" / "tensorboard.sh"
+    result = subprocess.run(
+        [script, tmp_path / "none"], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"found no directory {tmp_path}/none" in result.stderr
 
 
 def test_minimal_detail_shows_what_it_always_did(fork_server, tmp_path):
