@@ -105,12 +105,14 @@ def save() -> None:
 
 def save_for_keras() -> None:
     """Writes all weights of a run to a file for `keras.Model.load_weights`."""
+    from mnist_dist.device.train_state import weight_path
     from mnist_dist.layer_weights.keras_weights import save_keras_weights
 
     trained = save_keras_weights(str(FLAGS["from"].value), FLAGS.output, **choices())
+    model = trained.state.model
     rows = [
-        {"saved": v.path, "shape": list(v.shape), "dtype": v.dtype}
-        for v in trained.state.model.weights
+        {"saved": weight_path(model, v), "shape": list(v.shape), "dtype": v.dtype}
+        for v in model.weights
     ]
     facts = {"source": trained.checkpoint, "output": FLAGS.output}
     print(format_results(FLAGS.format, facts, rows))

@@ -75,6 +75,8 @@ def folder(fork_server, tmp_path_factory):
         verb, *flags = command.split()
         process = fork_server.start(f"mnist_dist.{verb}", *flags, folder=folder)
         assert process.wait() == 0, process.stderr()
+        if verb == "weights":  # named as everywhere else
+            assert "\ndense_layer_1/kernel  784x128" in process.stdout()
     return folder
 
 

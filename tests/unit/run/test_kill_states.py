@@ -1,7 +1,8 @@
 """Whatever writes to a run may be killed at any moment: each state that this can leave.
 
 A process of its own makes every change, watched by `kill_states`. Here each state is
-read, gone on with, and given the same command again. KILL_STATES=all goes through all
+read, gone on with, and given the same command again. `weights transplant` writes as
+`load` and `save` do. KILL_STATES=all goes through all
 of them also where that takes minutes.
 """
 
