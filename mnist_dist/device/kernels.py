@@ -4,6 +4,7 @@ import os
 import re
 
 import tensorflow as tf
+from tensorflow.python.util import _pywrap_util_port  # no public way to ask for oneDNN
 
 from mnist_dist.device.strategy import device_type
 
@@ -13,13 +14,15 @@ def kernel_conditions(strategy: tf.distribute.Strategy) -> dict[str, object]:
 
     Returns:
       `device_kind`: the model of its processor or of its first GPU; `intra_op_threads`:
-      among how many threads a process shares one operation out.
+      among how many threads a process shares one operation out; `onednn`: whether
+      TensorFlow's operations on CPUs use oneDNN's kernels.
     """
     return {
         "device_kind": _device_kind(strategy),
         "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads()
         or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0)
         or len(os.sched_getaffinity(0)),
+        "onednn": _pywrap_util_port.IsMklEnabled(),
     }
 
 

@@ -8,6 +8,7 @@ from mnist_dist.device.quiet_imports import quiet_imports
 from mnist_dist.errors import InputError
 from mnist_dist.training.keywords import takes_keywords_of
 from mnist_dist.training.options import TrainingOptions, say
+from mnist_dist.training.recorded_kernels import use_recorded_kernels
 from mnist_dist.training.result import TrainingResult
 
 
@@ -41,6 +42,8 @@ def train_model(options: TrainingOptions, given: Set[str]) -> TrainingResult:
         say(options, cluster.describe())
     with StopRequest() as stop:  # before the imports start threads
         # TensorFlow takes seconds to import: not before the options are known to be good.
+        if options.restore != "none":
+            use_recorded_kernels(options.model_dir)
         with quiet_imports():
             from mnist_dist.training.run_training import run_training
         return run_training(options, given, cluster, stop)
