@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.pr_curve.summary import pb as pr_curve_pb
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -26,6 +27,7 @@ from mnist_dist.run.paths import evaluation_events_path
 
 _GRID = 6  # mistakes shown, a row and a column
 _MAX_DRAWN_CLASSES = 128
+_THRESHOLDS = 101  # of a curve of precision and recall
 
 
 def save_summaries(
@@ -45,19 +47,7 @@ def save_summaries(
     summary = Summary()
     summary.MergeFrom(scalar_pb("loss", report.loss))
     summary.MergeFrom(scalar_pb("accuracy", report.accuracy))
-    summary.MergeFrom(scalar_pb("errors", report.num_errors))
-    summary.MergeFrom(text_pb("report", _as_code(format_report(report))))
-    if len(report.support) <= _MAX_DRAWN_CLASSES:
-        for number, f1 in enumerate(report.f1):
-            if np.isfinite(f1):
-                summary.MergeFrom(scalar_pb(f"f1/{number}", f1))
-        if report.confusion is not None:
-            drawn = draw_confusion(report.confusion)
-            summary.MergeFrom(image_pb("confusion", drawn))
-    if report.num_errors:
-        mistakes = surest_mistakes(report)[: _GRID * _GRID]
-        grid = draw_grid(images[mistakes], columns=_GRID)
-        summary.MergeFrom(image_pb("mistakes", grid))
+    summary.MergeFrom(summarize_answers(report, images=images))
     # In memory: TensorFlow's own writer says nothing of a disk that is full.
     events = io.BytesIO()
     for event in (
@@ -71,6 +61,47 @@ def save_summaries(
         tf.io.gfile.makedirs(directory)
         with replacing(path) as file:
             file.write(events.getvalue())
+
+
+def summarize_answers(report: ClassificationReport, *, images: np.ndarray) -> Summary:
+    """Returns what TensorBoard shows of answers: figures of classes, and pictures.
+
+    Args:
+      report: what came out.
+      images: uint8 [n, height, width, channels], those of the report.
+    """
+    summary = Summary()
+    summary.MergeFrom(scalar_pb("errors", report.num_errors))
+    summary.MergeFrom(text_pb("report", _as_code(format_report(report))))
+    if len(report.support) <= _MAX_DRAWN_CLASSES:
+        for name, values in (("f1", report.f1), ("classes", report.recall)):
+            for number, value in enumerate(values):
+                if np.isfinite(value):
+                    summary.MergeFrom(scalar_pb(f"{name}/{number}", value))
+        if report.confusion is not None:
+            drawn = draw_confusion(report.confusion)
+            summary.MergeFrom(image_pb("confusion", drawn))
+    if report.num_errors:
+        mistakes = surest_mistakes(report)[: _GRID * _GRID]
+        grid = draw_grid(images[mistakes], columns=_GRID)
+        summary.MergeFrom(image_pb("mistakes", grid))
+    return summary
+
+
+def summarize_curves(labels: np.ndarray, probabilities: np.ndarray) -> Summary:
+    """Returns the precision and recall of each class against the others.
+
+    Args:
+      labels: int [n].
+      probabilities: float32 [n, num_classes].
+    """
+    summary = Summary()
+    for number, column in enumerate(probabilities.T[:_MAX_DRAWN_CLASSES]):
+        curve = pr_curve_pb(
+            f"pr/{number}", labels == number, column, num_thresholds=_THRESHOLDS
+        )
+        summary.MergeFrom(Summary.FromString(curve.SerializeToString()))
+    return summary
 
 
 def _as_code(text: str) -> str:

@@ -21,7 +21,11 @@ from tensorboard.plugins.hparams.summary import session_end_pb
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
-from mnist_dist.data import ExampleStream
+from mnist_dist.artifacts.verification import inference_logits
+from mnist_dist.data import Dataset, ExampleStream
+from mnist_dist.device.train_state import TrainState
+from mnist_dist.evaluation.classification_report import create_classification_report
+from mnist_dist.evaluation.summaries import summarize_answers, summarize_curves
 from mnist_dist.modeling.augmentation import augment
 from mnist_dist.modeling.networks import normalize
 from mnist_dist.run.board_images import draw_filters, draw_grid, image_pb
@@ -29,12 +33,12 @@ from mnist_dist.run.config import versions
 from mnist_dist.run.run_log import RunLog
 
 if TYPE_CHECKING:
-    from mnist_dist.training.job import Job
     from mnist_dist.training.options import TrainingOptions
 
 ACTIVITIES = ("input", "step", "evaluation", "checkpoint", "host")
 _GRID = 6  # augmented images, a row and a column
 _GIB = 1 << 30
+_BATCH = 500  # images whose answers are computed at a time
 # Charts of the custom scalars, by category: their titles, and patterns of tags.
 _CHARTS = {
     "Progress": {"accuracy": ["^accuracy$"], "loss": ["^loss$"]},
@@ -44,6 +48,7 @@ _CHARTS = {
         "share of time": [f"^perf/share_{name}$" for name in ACTIVITIES],
     },
     "Memory": {"GiB": ["^memory/.*$"]},
+    "Classes": {"accuracy of each": ["^classes/.*$"]},
 }
 
 
@@ -51,18 +56,25 @@ class Board:
     """Writes the chief's summaries that are no records; `--summary_detail` says how many."""
 
     def __init__(
-        self, log: RunLog, job: Job, *, step: int, options: TrainingOptions
+        self,
+        log: RunLog,
+        *,
+        dataset: Dataset,
+        state: TrainState,
+        step: int,
+        options: TrainingOptions,
     ) -> None:
         """Prepares to show a run that goes on from `step`."""
         self._log = log
-        self._job = job
+        self._dataset = dataset
+        self._state = state
         self._options = options
         self._first_step = self._step = step
         self._began = time.time()
 
     def show_start(self) -> None:
         """Shows what holds from this start on: layout, settings, data, and a batch."""
-        log, options, data = self._log, self._options, self._job.dataset
+        log, options, data = self._log, self._options, self._dataset
         log.write_summary("train", create_layout())
         hparams = {name: _as_hparam(v) for name, v in options.settings().items()}
         session = os.path.basename(os.path.abspath(options.model_dir))
@@ -100,16 +112,16 @@ class Board:
             scalars["perf/step_ms"] = 1000 * in_steps
         self._step = step
         scalars |= measure_memory()
-        if self._job.state.loss_scale is not None:
-            scalars["optimizer/loss_scale"] = float(self._job.state.loss_scale[0])
+        if self._state.loss_scale is not None:
+            scalars["optimizer/loss_scale"] = float(self._state.loss_scale[0])
         summary = Summary()
         for name, value in scalars.items():
             summary.MergeFrom(scalar_pb(name, value))
         self._log.write_summary("train", summary, step=step)
 
     def show_weights(self, step: int) -> None:
-        """Shows the first layer's filters, and in full detail how weights spread."""
-        state = self._job.state
+        """Shows the first layer's filters; in full detail all weights, and answers."""
+        state = self._state
         arrays = {
             path: variable.numpy()
             for path, variable in zip(
@@ -118,14 +130,13 @@ class Board:
         }
         summary = Summary()
         kernels = (array for array in arrays.values() if array.ndim > 1)
-        drawn = draw_filters(
-            next(kernels, np.zeros([0])), self._job.dataset.image_shape
-        )
+        drawn = draw_filters(next(kernels, np.zeros([0])), self._dataset.image_shape)
         if drawn.size:
             summary.MergeFrom(image_pb("first_layer", drawn))
         if self._options.summary_detail == "full":
             for path, array in arrays.items():
                 summary.MergeFrom(histogram_pb(f"weights/{path}", array))
+            summary.MergeFrom(self._summarize_answers())
         self._log.write_summary("eval", summary, step=step)
 
     def show_end(self, step: int, *, has_failed: bool) -> None:
@@ -137,9 +148,31 @@ class Board:
         summary = Summary.FromString(session_end_pb(status).SerializeToString())
         self._log.write_summary("eval", summary, step=step + 1)
 
+    def _summarize_answers(self) -> Summary:
+        """Evaluates once more, for what an evaluation's sums do not tell."""
+        split = self._dataset.evaluation
+        logits = np.concatenate(
+            [
+                inference_logits(self._state, split.images[first : first + _BATCH])
+                for first in range(0, len(split.labels), _BATCH)
+            ]
+        )
+        log_probabilities = tf.nn.log_softmax(logits).numpy()
+        probabilities = np.exp(log_probabilities)
+        report = create_classification_report(
+            split.labels,
+            classes=logits.argmax(axis=1),
+            confidences=probabilities.max(axis=1),
+            losses=-log_probabilities[np.arange(len(logits)), split.labels],
+            num_classes=self._dataset.num_classes,
+        )
+        summary = summarize_answers(report, images=split.images)
+        summary.MergeFrom(summarize_curves(split.labels, probabilities))
+        return summary
+
     def _draw_batch(self) -> np.ndarray:
         """Draws the first images of the next batch as the model will see them."""
-        train, batch = self._job.dataset.train, self._options.global_batch_size
+        train, batch = self._dataset.train, self._options.global_batch_size
         stream = ExampleStream(num_examples=len(train.labels), seed=self._options.seed)
         position = self._first_step * batch
         indices = stream.indices(position, min(batch, _GRID * _GRID))

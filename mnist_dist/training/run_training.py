@@ -210,7 +210,13 @@ def _create_recorder(options: TrainingOptions, job: Job, start: Start) -> Record
     start.log.write_text("model", description.model_table(job.state))
     board = None
     if options.summary_detail != "minimal":
-        board = Board(start.log, job, step=start.step, options=options)
+        board = Board(
+            start.log,
+            dataset=job.dataset,
+            state=job.state,
+            step=start.step,
+            options=options,
+        )
         board.show_start()
     return Recorder(
         log=start.log,

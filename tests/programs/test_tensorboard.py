@@ -12,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from browser import open_browser
 from small_mnist import small_mnist
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator,
 )
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from mnist_dist.data import load_dataset
 
 TRAIN = (
     *(f"--data_dir={small_mnist()}", "--model=cnn", "--global_batch_size=16"),
@@ -117,6 +120,25 @@ def test_time_and_memory_have_a_point_for_each_training_record(folder):
     np.testing.assert_allclose(shares, 1.0, rtol=1e-5)
 
 
+def test_classes_and_curves_are_those_of_the_evaluation(folder):
+    found = events(folder, "eval")
+    evaluated = records(folder, "eval")
+    errors = [e.tensor_proto.float_val[0] for e in found.Tensors("errors")]
+    assert errors == [round((1 - r["accuracy"]) * 1_000) for r in evaluated]
+    labels = load_dataset(small_mnist()).test.labels
+    # Of each class's images its accuracy is right: together, all that is right.
+    right = sum(
+        found.Tensors(f"classes/{n}")[-1].tensor_proto.float_val[0]
+        * np.sum(labels == n)
+        for n in range(10)
+    )
+    assert right == pytest.approx(1_000 - errors[-1])
+    # At threshold 0 everything is taken: as many are right as there are images.
+    curve = tf.make_ndarray(found.Tensors("pr/3/pr_curves")[-1].tensor_proto)
+    assert curve[0, 0] == np.sum(labels == 3)
+    assert curve[1, 0] == np.sum(labels != 3)
+
+
 def test_session_has_its_settings_and_one_end(folder):
     found = events(folder, "eval")
     start, end = (
@@ -137,7 +159,12 @@ TABS = {
     "timeseries": ["accuracy", "loss", "memory", "perf", "digits/train"],
     "scalars": ["accuracy", "images_per_second", "digits/eval"],
     "custom_scalars": ["Progress", "Speed", "Memory", "perf/step_ms (digits/train)"],
-    "images": ["batch digits/train", "first_layer digits/eval"],
+    "images": [
+        "batch digits/train",
+        "first_layer",
+        "confusion digits/eval",
+    ],
+    "pr_curves": ["pr/0", "digits/eval"],
     "histograms": ["weights/conv_layer_1/kernel digits/eval"],
     "distributions": ["weights/dense_layer_1/bias digits/eval"],
     "text": ["--summary_detail=full", "training images 4,000", "versions"],

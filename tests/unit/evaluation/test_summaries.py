@@ -41,6 +41,7 @@ def test_tensorboard_shows_the_report_and_its_pictures(report, images, tmp_path)
     assert name == "events.out.tfevents.000000000007.v2"
     shown = EventAccumulator(str(tmp_path)).Reload()
     tags = ["loss", "accuracy", "errors", "report", "f1/0", "f1/1", "f1/2"]
+    tags += ["classes/0", "classes/1", "classes/2"]
     assert set(shown.Tags()["tensors"]) == {*tags, "confusion", "mistakes"}
     found = {}
     for tag in shown.Tags()["tensors"]:
