@@ -21,7 +21,9 @@ from absl import app, flags
 from mnist_dist.cli import program
 
 with program.quiet_imports():
+    from mnist_dist.cluster.membership import Cluster
     from mnist_dist.data import load_dataset
+    from mnist_dist.device.progress_watch import ProgressWatch
     from mnist_dist.device.strategy import create_strategy
     from mnist_dist.run.best import Best
     from mnist_dist.run.checkpoints import list_checkpoints
@@ -55,6 +57,7 @@ def begin_run(options: TrainingOptions) -> tuple[HostLoop, Recorder]:
     loop = create_host_loop(
         job,
         num_workers=1,
+        watch=ProgressWatch(Cluster("one worker"), seconds=0),
         profile_dir=None,
         is_stop_requested=lambda: False,
         **options.pick("global_batch_size seed"),

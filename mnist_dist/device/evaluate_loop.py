@@ -1,9 +1,11 @@
 """Evaluation: every example exactly once, for any batch and number of replicas."""
 
+import contextlib
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import numpy as np
 import tensorflow as tf
@@ -36,14 +38,18 @@ def evaluate_split(
     *,
     num_replicas: int,
     per_replica_batch: int = 250,
+    around_call: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Evaluation:
-    """Evaluates a whole split."""
+    """Evaluates a whole split; each call of the devices is within `around_call`."""
     calls = evaluation_indices(
         data.num_examples,
         num_replicas=num_replicas,
         per_replica_batch=per_replica_batch,
     )
-    sums = [evaluate_loop(*data.feed(indices)).numpy() for indices in calls]
+    sums = []
+    for indices in calls:
+        with around_call():
+            sums.append(evaluate_loop(*data.feed(indices)).numpy())
     # Rounded once, so the order of the batches makes no difference.
     loss, correct, examples = map(math.fsum, np.reshape(sums, [-1, 3]).T)
     count = int(examples)

@@ -6,6 +6,7 @@ alone reads and writes the run's directory.
 """
 
 import contextlib
+import functools
 import math
 import time
 
@@ -16,6 +17,7 @@ from mnist_dist.device.batch_statistics import RenewStatistics
 from mnist_dist.device.evaluate_loop import EvaluateLoop, Evaluation, evaluate_split
 from mnist_dist.device.feed import DeviceSplit
 from mnist_dist.device.peers import broadcast_from_chief
+from mnist_dist.device.progress_watch import ProgressWatch
 from mnist_dist.device.train_loop import TrainLoop
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.errors import RunError
@@ -56,6 +58,7 @@ class HostLoop:
         evaluation: DeviceSplit,
         control: Control,
         profile: StepProfile,
+        watch: ProgressWatch,
     ) -> None:
         self.step = 0
         self.best = Best()
@@ -71,6 +74,7 @@ class HostLoop:
         self._evaluation = evaluation
         self._control = control
         self._profile = profile
+        self._watch = watch
         self._evaluated_step = -1
         self._train_seconds, self._train_examples = 0.0, 0
         self._stopwatch = Stopwatch()
@@ -162,8 +166,9 @@ class HostLoop:
             feed = self._batches.feed(self.step, num_steps)
         control = tf.constant(self._control.values())
         began = time.perf_counter()
-        agreed = self._train_loop(*feed, tf.constant(num_steps), control)
-        self.step = int(self._state.step.numpy())  # waits for the device
+        with self._watch.call(self.step):
+            agreed = self._train_loop(*feed, tf.constant(num_steps), control)
+            self.step = int(self._state.step.numpy())  # waits for the device
         seconds = time.perf_counter() - began
         self._profile.after(self.step)
         self._stopwatch.add("step", seconds)
@@ -213,6 +218,7 @@ class HostLoop:
             self._evaluate_loop,
             self._evaluation,
             num_replicas=self._strategy.num_replicas_in_sync,
+            around_call=functools.partial(self._watch.call, self.step),
         )
 
     def _summarize(self, recorder: Recorder | None) -> None:

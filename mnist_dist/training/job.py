@@ -13,6 +13,7 @@ from mnist_dist.device.batch_statistics import (
 )
 from mnist_dist.device.evaluate_loop import EvaluateLoop, create_evaluate_loop
 from mnist_dist.device.feed import DeviceSplit, fits_on_device
+from mnist_dist.device.progress_watch import ProgressWatch
 from mnist_dist.device.train_loop import TrainLoop, create_train_loop
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.modeling import networks, optimizers
@@ -137,6 +138,7 @@ def create_host_loop(
     seed: int,
     statistics_batches: int,
     num_workers: int,
+    watch: ProgressWatch,
     profile_dir: str | None,
     is_stop_requested: Callable[[], bool],
 ) -> HostLoop:
@@ -149,6 +151,7 @@ def create_host_loop(
       statistics_batches: over which BatchNormalization's statistics are computed anew
         before an evaluation.
       num_workers: of the run.
+      watch: ends this worker if the run makes no progress.
       profile_dir: where the profile of the plan goes; None: this worker writes none.
       is_stop_requested: whether this worker was asked to stop.
     """
@@ -174,6 +177,7 @@ def create_host_loop(
         statistics_batches=min(statistics_batches, batches.max_steps),
         batches=batches,
         evaluation=evaluation,
+        watch=watch,
         control=Control(
             steps_per_loop=plan.steps_per_loop,
             max_steps=batches.max_steps,

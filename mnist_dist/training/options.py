@@ -250,6 +250,15 @@ class TrainingOptions:
         role=START,
     )
 
+    step_timeout: float | None = option(
+        None,
+        "Seconds without progress after which a worker writes the stacks of its threads "
+        "and ends; 0: never. Default: with several workers 20 times the longest so far, "
+        "at least 300.",
+        lower=0,
+        role=START,
+    )
+
     # What happens at which steps.
     eval_interval: int | None = option(
         None, "Steps between evaluations; default one epoch.", lower=1

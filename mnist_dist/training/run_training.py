@@ -13,6 +13,7 @@ from mnist_dist.cluster.stop_request import StopRequest
 from mnist_dist.data import Dataset, dataset_from_arrays, load_dataset
 from mnist_dist.device.keras_objects import find_keras_objects
 from mnist_dist.device.peers import leave_together, names_lost_peers
+from mnist_dist.device.progress_watch import ProgressWatch
 from mnist_dist.device.strategy import create_strategy
 from mnist_dist.errors import EXIT_STOPPED
 from mnist_dist.modeling.own_models import running_own_code
@@ -114,9 +115,11 @@ def _train(
     with contextlib.ExitStack() as closing:
         # 2. Where it left off, if it had begun. The chief alone reads and writes the run.
         start = _restore(options, job, closing) if cluster.is_chief else None
+        watch = ProgressWatch(cluster, seconds=options.step_timeout)
         loop = create_host_loop(
             job,
             num_workers=cluster.num_workers,
+            watch=watch,
             profile_dir=f"{options.model_dir}/train" if cluster.is_chief else None,
             is_stop_requested=lambda: stop.signal_name is not None,
             **options.pick("global_batch_size seed statistics_batches"),
@@ -127,6 +130,8 @@ def _train(
             _try_everything(options, job, loop)
             leave_together(strategy, code=0)
             return TrainingResult(options.model_dir, step=0, ended="it was a dry run")
+        closing.callback(watch.end)
+        watch.begin()
         recorder = record = None
         if start:
             recorder = _create_recorder(options, job, start)
@@ -144,6 +149,7 @@ def _train(
 
         # 3. Many steps in one call on the device; between two calls, what is due.
         ended = loop.run(recorder)
+        watch.end()
 
         # 4. What is left behind.
         result = TrainingResult(

@@ -250,6 +250,57 @@ def test_silent_worker_is_lost_after_the_peer_timeout(start, tmp_path):
         assert "is gone" in message
 
 
+# A worker that lives, but comes to no further step: in its own code, or in a file system
+# that does not answer the thread that writes a checkpoint, for which the next one waits.
+HANGING = """
+import os, runpy, time
+def hang(*args):
+    time.sleep(1000)
+{hang}
+runpy.run_module("mnist_dist.train", run_name="__main__", alter_sys=True)
+"""
+IN_PYTHON = HANGING.format(
+    hang="""
+from mnist_dist.training.batches import Batches
+feed = Batches.feed
+Batches.feed = lambda s, step, n: hang() if step == 30 else feed(s, step, n)
+"""
+)
+IN_FILE_SYSTEM = HANGING.format(
+    hang="""
+import threading
+fsync, main = os.fsync, threading.main_thread()
+os.fsync = lambda fd: fsync(fd) if threading.current_thread() is main else hang()
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("rank", "code", "step"),
+    [(1, IN_PYTHON, 30), (0, IN_FILE_SYSTEM, 40)],
+)
+def test_worker_that_hangs_is_named_with_its_stacks_and_ends_all(
+    rank, code, step, start, fork_server, two_replicas, tmp_path
+):
+    hosts, limit = free_hosts(2), "--step_timeout=6"
+    (other,) = start(tmp_path, "--train_steps=60", limit, ranks=[1 - rank], hosts=hosts)
+    hanging = fork_server.start(
+        *("-c", code, *COMMON, limit, "--train_steps=60"),
+        f"--model_dir={tmp_path / ('not-for-1' if rank else '')}",
+        *(f"--peer_timeout={PEER_TIMEOUT}", f"--worker_hosts={hosts}"),
+        f"--task_index={rank}",
+    )
+    assert (other.wait(), hanging.wait()) == (143, 143), hanging.stderr()
+    chief = other if rank else hanging
+    assert f"worker {rank} did not come to the call at step {step}" in chief.stderr()
+    assert f"(--step_timeout) in the call at step {step}" in other.stderr()
+    assert "in train_until_next_event" in other.stderr()
+    assert "(--step_timeout) between two calls" in hanging.stderr()
+    assert "in hang" in hanging.stderr()
+    finish(start(tmp_path, "--train_steps=60"))
+    assert_same_bits(tmp_path, two_replicas)
+
+
 def test_missing_worker_is_named_in_time(start, tmp_path):
     began = time.monotonic()
     (chief,) = start(tmp_path, "--cluster_timeout=2", "--train_steps=40", ranks=[0])
