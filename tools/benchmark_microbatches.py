@@ -1,6 +1,6 @@
 """Times a step with `--num_microbatches` against one without, in turns.
 
-  python tools/benchmark_microbatches.py [--rounds=5]
+  python tools/benchmark_microbatches.py [--rounds=5] [--models=cnn]
 
 It trains `mlp` and `cnn` (Adam, global batch 128, with augmentation) on one CPU device and
 on two logical ones. It prints images/s (median of the rounds) and how many times as long a
@@ -30,6 +30,7 @@ with program.quiet_imports():
     from mnist_dist.modeling.optimizers import create_schedule, create_update_rule
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
+MODELS = flags.DEFINE_list("models", ["mlp", "cnn"], "Which to time.")
 BATCH = 128
 STEPS = {"mlp": 200, "cnn": 10}  # of a turn
 # (replicas, microbatches); the first of each number of replicas is what the others are
@@ -102,7 +103,7 @@ def main(argv: list[str]) -> int:
         "ERROR"
     )  # it takes many loops for one that is traced often
     split_cpu(2)
-    for model in STEPS:
+    for model in MODELS.value:
         compare(model, rounds=ROUNDS.value)
     return 0
 
