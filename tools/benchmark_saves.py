@@ -60,7 +60,7 @@ def begin_run(options: TrainingOptions) -> tuple[HostLoop, Recorder]:
         watch=ProgressWatch(Cluster("one worker"), seconds=0),
         profile_dir=None,
         is_stop_requested=lambda: False,
-        **options.pick("global_batch_size seed"),
+        **options.pick("global_batch_size seed statistics_batches"),
     )
     loop.begin(start)
     progress = Progress(total_steps=plan.total_steps, stream=None)
