@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from mnist_dist.device.examples import index_dtype, rows_for_gather
 from mnist_dist.device.microbatches import check_batch, check_nothing_synchronizes
+from mnist_dist.device.step_count import create_count_step
 from mnist_dist.device.step_sums import create_compute_sums, sums_like
 from mnist_dist.device.sum_of_parts import OrderedSum, add_up_by_all_reduce
 from mnist_dist.device.train_state import TrainState
@@ -126,15 +127,18 @@ def create_train_loop(
         clip_global_norm=clip_global_norm,
         ema_decay=ema_decay,
     )
+    count_step = create_count_step(global_batch_size=global_batch_size)
     # XLA cannot compile an all-reduce between logical devices, only what is around. The
     # bits of what it compiles depend on all that it compiles together.
     compile_loop = use_xla and num_replicas == 1 and not num_microbatches
     if use_xla and not compile_loop:
         compute_sums, update = _compile(compute_sums), _compile(update)
+        count_step = _compile(count_step)
     replica_step = create_replica_step(
         state,
         compute_sums,
         update,
+        count_step,
         add_up=OrderedSum(
             num_microbatches=num_microbatches,
             num_replicas=num_replicas,

@@ -5,16 +5,18 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from mnist_dist.device.examples import gather_images
+from mnist_dist.device.step_count import CountStep, count_in_state
 from mnist_dist.device.step_sums import ComputeSums, StepSums
 from mnist_dist.device.sum_of_parts import AddUp
 from mnist_dist.device.train_state import TrainState
-from mnist_dist.device.update import Update, next_loss_scale
+from mnist_dist.device.update import Update
 
 
 def create_replica_step(
     state: TrainState,
     compute_sums: ComputeSums,
     update: Update,
+    count_step: CountStep,
     *,
     add_up: AddUp,
     global_batch_size: int,
@@ -27,6 +29,7 @@ def create_replica_step(
       state: the variables to train.
       compute_sums: computes what one part of the batch adds to the step.
       update: computes the new values of the variables.
+      count_step: computes the new values of what a run keeps count of.
       add_up: has a replica compute its parts, and adds up those of all replicas.
       global_batch_size: examples a step, over all replicas.
       part_size: examples in a part.
@@ -70,31 +73,7 @@ def create_replica_step(
         sums, agreed = add_up(replica, compute_part, control)
         new_values, is_finite = update(values, sums, tf.cast(step, tf.float32), scale)
         state.assign_values(new_values)
-        state.step.assign_add(1)
-        _count_step(state, sums, is_finite, global_batch_size=global_batch_size)
-        if state.loss_scale is not None:
-            state.loss_scale.assign(next_loss_scale(state.loss_scale, is_finite))
+        count_in_state(count_step, state, sums, is_finite)
         return agreed
 
     return replica_step
-
-
-def _count_step(
-    state: TrainState,
-    step_sums: StepSums,
-    is_finite: tf.Tensor,
-    *,
-    global_batch_size: int,
-) -> None:
-    """Adds a step to the training summary; one that was skipped counts as skipped."""
-    counted = tf.cast(is_finite, tf.float64)
-    loss_sum = tf.where(is_finite, step_sums.loss_sum, 0.0)
-    num_correct = tf.cast(step_sums.num_correct, tf.float64)
-    state.sums["loss"].assign_add(tf.cast(loss_sum, tf.float64))
-    state.sums["correct"].assign_add(num_correct * counted)
-    state.sums["examples"].assign_add(global_batch_size * counted)
-    state.sums["nonfinite_steps"].assign_add(1.0 - counted)
-    streak = tf.identity(state.nonfinite_streak)
-    state.nonfinite_streak.assign(
-        tf.where(is_finite, tf.zeros_like(streak), streak + 1)
-    )

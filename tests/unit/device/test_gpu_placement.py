@@ -21,7 +21,7 @@ from mnist_dist.modeling.optimizers import create_schedule, create_update_rule
 
 SHAPE, CLASSES, BATCH, EXAMPLES = (28, 28, 1), 10, 128, 10_000
 MAX_HOST_BYTES = 4096
-MAX_STEP_OPERATIONS = 36  # of a replica, outside of what XLA compiles
+MAX_STEP_OPERATIONS = 22  # of a replica, outside of what XLA compiles
 
 # What says in TensorFlow 2.21 that it has no deterministic GPU kernel: read from the
 # messages in its library.
@@ -146,7 +146,7 @@ def test_loops_stay_on_the_gpu(
         assert [entry for entry in on_host if entry[0] > MAX_HOST_BYTES] == []
     if use_xla and replicas > 1 and not num_microbatches:
         clusters, others = gpu_placement.count_step_operations(loops[0])
-        assert clusters == 2 * replicas  # forward and backward pass; update
+        assert clusters == 3 * replicas  # forward and backward pass; update; counting
         assert others <= MAX_STEP_OPERATIONS * replicas
 
 
