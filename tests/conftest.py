@@ -12,11 +12,16 @@ from forked import ForkServer
 # what mostly waits, and is not left over at the end.
 LONGEST = (
     "test_slurm",
-    "test_slurm_journey",
     "test_multi_worker",
     "test_train",
+    "test_slurm_journey",
     "test_train_loop",
     "test_separate_hosts",
+    "test_tensorboard",
+    "test_formats",
+    "test_microbatches",
+    "test_python_api",
+    "test_readme",
 )
 
 

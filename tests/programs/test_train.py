@@ -101,7 +101,7 @@ def scalars(model_dir):
     for kind in ("train", "eval"):
         accumulator = EventAccumulator(str(model_dir / kind), {"tensors": 0}).Reload()
         for tag in accumulator.Tags()["tensors"]:
-            if not tag.startswith(("images_per_second", "perf/", "memory/")):
+            if not tag.startswith(("images_per_second", "perf/", "memory/", "_hp")):
                 points += [
                     (kind, tag, e.step, tf.make_ndarray(e.tensor_proto).item())
                     for e in accumulator.Tensors(tag)

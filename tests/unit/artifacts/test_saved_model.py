@@ -261,7 +261,7 @@ def test_card_says_what_it_is_and_sums_up_every_file(run, exported):
 @pytest.mark.parametrize("name", ["saved_model.pb", "variables/variables.index"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_damage_is_found_by_the_cards_sums(name, damage, exported, tmp_path):
-    path = shutil.copytree(exported, tmp_path / "2")
+    path = str(shutil.copytree(exported, tmp_path / "2"))
     file = f"{path}/{name}"
     if damage == "remove":
         os.remove(file)
