@@ -583,7 +583,7 @@ def test_dockerfile_and_pods_agree(objects):
     lines = DOCKERFILE.read_text().splitlines()
     stages = [line.split() for line in lines if line.startswith("FROM")]
     assert stages[-1] == ["FROM", "base", "AS", "cpu"]  # what no --target builds
-    assert 'ENTRYPOINT ["mnist-dist"]' in lines
+    assert 'ENTRYPOINT ["tini", "--", "mnist-dist"]' in lines
     assert "ENV HOME=/tmp \\" in lines
     for template in templates(objects).values():
         context = template["spec"]["securityContext"]
