@@ -25,7 +25,7 @@ unset PYTHONPATH
 source tools/venv.sh
 setup_venv "$root" test
 if [ $# -gt 0 ]; then exec "$venv_python" -m pytest "$@"; fi
-# Two processes more than processors, as some tests mostly wait; each takes file after file.
-processes=$(($(nproc) < 8 ? $(nproc) + 2 : 8))
+# One process more than processors, as some tests mostly wait; each takes file after file.
+processes=$(($(nproc) < 8 ? $(nproc) + 1 : 8))
 exec "$venv_python" -m pytest --numprocesses="$processes" \
   --dist=loadfile --no-loadscope-reorder
