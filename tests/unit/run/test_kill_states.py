@@ -31,6 +31,8 @@ from mnist_dist.layer_weights.layer_files import load_folder, load_npz, save_lay
 from mnist_dist.layer_weights.run_layers import transplant_layers
 from mnist_dist.layer_weights.weight_sources import load_weights
 from mnist_dist.modeling.networks import create_model
+from mnist_dist.reporting.comparison import compare_runs
+from mnist_dist.reporting.page import save_page
 from mnist_dist.run.best import Best
 from mnist_dist.run.checkpoint_choice import read_newest
 from mnist_dist.run.checkpoints import list_checkpoints, load_arrays, save_checkpoint
@@ -129,8 +131,13 @@ def save_into_folder(run):
     save_layers({k: weights[k] for k in LAYER}, str(run / "saved"))
 
 
+def write_page(run):
+    comparison = compare_runs([str(run)])
+    save_page(comparison, ["not evaluated"], str(run / "page.html"))
+
+
 CHANGES = (revert, load, train, export, export_over, export_keras, watch)
-CHANGES += (save_file, save_into_folder)
+CHANGES += (save_file, save_into_folder, write_page)
 
 
 def record_all(folder):
@@ -373,3 +380,14 @@ def test_save(folder, change):
         change(run)
         assert_same_bytes(read(str(run / name)), expected)
         assert not [n for n in os.listdir(run) if n.startswith(".")]
+
+
+def test_page_of_report(folder, start):
+    shown = []
+    for run, _ in each_state(folder, write_page):
+        page = run / "page.html"
+        shown.append(page.exists())
+        assert not page.exists() or page.read_text().endswith("</html>")
+        assert start(run).step == 4  # and nothing unfinished is left
+    assert shown == sorted(shown)
+    assert shown[-1]
