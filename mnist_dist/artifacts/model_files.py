@@ -34,6 +34,7 @@ FILE_FORMATS = ("keras", "tflite")
 
 _NUM_VERIFIED_IMAGES = 64
 _SO = "nothing was published"
+_MAX_REASON = 500  # characters
 
 
 def export_file(
@@ -108,7 +109,7 @@ def export_file(
                 ) from error
             raise InputError(
                 f"--format={file_format}: the model {state.model.name!r} cannot be "
-                f"written so: {describe_error(error)}"
+                f"written so: {_first_paragraph(error)}"
             ) from error
         check_logits(path, found, expected=expected, dtype=state.model.compute_dtype)
         results = evaluate_export(logits, evaluation, num_classes=config.num_classes)
@@ -123,6 +124,12 @@ def export_file(
             model_card.save_model_card(written, content | about)
         _publish(written, path, overwrite=overwrite)
     return Export(path, is_new=True)
+
+
+def _first_paragraph(error: Exception) -> str:
+    """Returns in one line what Keras says first, which it breaks into several."""
+    words = str(error).strip().partition("\n\n")[0].split()
+    return " ".join(words)[:_MAX_REASON] or type(error).__name__
 
 
 def _publish(written: str, path: str, *, overwrite: bool) -> None:

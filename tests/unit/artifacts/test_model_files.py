@@ -5,12 +5,14 @@ import os
 import tempfile
 from pathlib import Path
 
+import keras
 import pytest
 import tensorflow as tf
 from full_disk import file_size_limit
 from run_factory import create_run, save_data_set
 
 from mnist_dist.artifacts import model_files
+from mnist_dist.artifacts.model_export import export_model
 from mnist_dist.errors import InputError, RunError
 from mnist_dist.files import durable
 from mnist_dist.inference.model_card import load_model_card
@@ -111,6 +113,40 @@ def test_full_temporary_directory_is_no_fault_of_the_model(
     ):
         export(use_ema=True, file_format=file_format)
     assert os.listdir(tmp_path / "export") == []
+
+
+@keras.saving.register_keras_serializable("test_model_files")
+class NotSerializable(keras.layers.Layer):
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+def create_not_serializable(*, image_shape, num_classes):
+    return keras.Sequential(
+        [
+            keras.Input(image_shape),
+            keras.layers.Flatten(),
+            NotSerializable(lambda x: 2 * x, name="twice"),
+            keras.layers.Dense(num_classes, name="head"),
+        ],
+        name="mine",
+    )
+
+
+def test_reason_that_keras_gives_is_whole_and_in_one_line(tmp_path):
+    data_dir = save_data_set(tmp_path / "data")
+    model = f"{__name__}:create_not_serializable"
+    create_run(tmp_path / "run", model=model, data_dir=data_dir)
+    with pytest.raises(InputError) as caught:
+        export_model(str(tmp_path / "run"), format="keras")
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("--format=keras: the model 'mine' cannot be")
+    assert "Object NotSerializable was created by passing non-serializable" in line
+    assert "must override `get_config()` in order to be serializable" in line
 
 
 def test_no_temporary_directory_is_told_as_that(export, tmp_path, monkeypatch):
