@@ -5,7 +5,6 @@ names. Each start of a run adds a file that sorts after the others.
 """
 
 import contextlib
-import io
 import itertools
 import os
 import re
@@ -117,15 +116,6 @@ class EventFileWriter:
 
     def _write_event(self, kind: str, event: Event) -> None:
         RecordWriter(self._files[kind]).write(event.SerializeToString())
-
-
-def serialize_event_file(summary: Summary, *, step: int) -> bytes:
-    """Returns a whole event file that shows one summary at one step."""
-    file = io.BytesIO()
-    for event in (Event(file_version=_VERSION), Event(summary=summary, step=step)):
-        event.wall_time = time.time()
-        RecordWriter(file).write(event.SerializeToString())
-    return file.getvalue()
 
 
 def _list_event_files(directory: str) -> list[str]:

@@ -77,7 +77,8 @@ class Board:
         log, options, data = self._log, self._options, self._dataset
         log.write_summary("train", create_layout())
         hparams = {name: _as_hparam(v) for name, v in options.settings().items()}
-        session = os.path.basename(os.path.abspath(options.model_dir))
+        # TensorBoard takes sessions of one name for repetitions, and shows their mean.
+        session = os.path.abspath(options.model_dir)
         log.write_summary(
             "eval",
             hparams_pb(hparams, trial_id=session, start_time_secs=self._began),

@@ -192,14 +192,15 @@ class HostLoop:
         is_best = self.best.note(result.accuracy, self.step)
         if recorder is None:
             return
-        recorder.write_eval(
-            step=self.step,
-            epoch=self._batches.epoch(self.step),
-            loss=result.loss,
-            accuracy=result.accuracy,
-            split=self._evaluation.name,
-            num_examples=result.num_examples,
-        )
+        with self._stopwatch.measuring("evaluation"):
+            recorder.write_eval(
+                step=self.step,
+                epoch=self._batches.epoch(self.step),
+                loss=result.loss,
+                accuracy=result.accuracy,
+                split=self._evaluation.name,
+                num_examples=result.num_examples,
+            )
         if is_best:
             with self._stopwatch.measuring("checkpoint"):
                 recorder.save_best(self.step, self._state.to_arrays(), self.best)

@@ -148,6 +148,7 @@ def test_session_has_its_settings_and_one_end(folder):
         for name in ("start", "end")
     )
     settings = start.session_start_info.hparams
+    assert start.session_start_info.group_name == f"{folder}/digits"  # no other's
     assert settings["model"].string_value == "cnn"
     assert settings["seed"].number_value == 7
     assert settings["augment"].bool_value is True
