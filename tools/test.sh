@@ -2,23 +2,16 @@
 # Sets up and runs the whole test suite, with lint and types, in several processes.
 #   tools/test.sh [--system-packages] [PYTEST ARGUMENTS]
 # With arguments pytest runs in one process, on what they name. --system-packages first
-# installs, on Debian as root, what tools/system-packages.txt names; without it nothing
-# outside .venv is touched.
+# installs, on Debian as root, what tools/system-packages.txt names (what it cannot
+# install, it names in a warning); without it nothing outside .venv is touched.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 
 if [ "${1:-}" = --system-packages ]; then
   shift
-  mapfile -t packages < <(sed 's/#.*//' tools/system-packages.txt | grep -o '[^[:space:]]\+' || true)
-  if [ ${#packages[@]} -gt 0 ]; then
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-      echo "test.sh: error: --system-packages: found no root or no apt-get, expected both" >&2
-      exit 2
-    fi
-    apt-get -qq update
-    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${packages[@]}"
-  fi
+  source tools/install_system_packages.sh
+  install_system_packages tools/system-packages.txt
 fi
 
 unset PYTHONPATH
