@@ -49,8 +49,8 @@ def start(tmp_path):
             "import signal, sys\nfrom mnist_dist import launch\n"
             # The tests may run under nohup.
             "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
-            "from mnist_dist.cluster import worker_group\n"
-            "launch.FIRST_DELAY = 0.05\n"
+            "from mnist_dist.cluster import restarts, worker_group\n"
+            "restarts.FIRST_DELAY = 0.05\n"
             f"worker_group.STOP_SECONDS = {stop_seconds}\n"
             "worker_group.ORPHAN_SECONDS = 1.0\n"
             f"sys.exit(launch.launch([sys.executable, {str(worker)!r}],"
@@ -228,6 +228,40 @@ def test_restart_after_failure_ends_well(start):
     assert time.monotonic() - began < 10
     first = starts(start.folder)
     assert first["0.0"]["workers"] != first["0.1"]["workers"]
+
+
+LOSING = """
+wait_for_all()
+if len(workers) > 1 and rank == 1:
+    sys.exit("lost for good")
+time.sleep(0.1)
+sys.exit(143 if len(workers) > 1 else 0)
+"""
+
+
+def test_worker_that_fails_twice_in_a_row_is_given_up(start):
+    env = {"CUDA_VISIBLE_DEVICES": "4,5,6"}
+    options = {"num_workers": 3, "min_workers": 1, "max_restarts": 9}
+    code, _, errors = finish(start(LOSING, env=env, **options))
+    assert code == 0
+    found = starts(start.folder)
+    assert [len(found[f"0.{n}"]["workers"]) for n in range(5)] == [3, 3, 2, 2, 1]
+    assert errors.count("worker 1 ended with code 1 and is given up") == 2
+    assert errors.count("; restart") == 2
+    # The others keep what they have: their own GPUs, and as many threads.
+    gpus = [found[f"{r}.2"]["env"]["CUDA_VISIBLE_DEVICES"] for r in range(2)]
+    assert gpus == ["4", "6"]
+    threads = {s["env"]["TF_NUM_INTRAOP_THREADS"] for s in found.values()}
+    assert len(threads) == 1
+
+
+def test_no_more_workers_are_given_up_than_told(start):
+    options = {"num_workers": 3, "min_workers": 2, "max_restarts": 2}
+    code, _, errors = finish(start(LOSING, **options))
+    assert code == 1
+    counts = [len(starts(start.folder)[f"0.{n}"]["workers"]) for n in range(4)]
+    assert counts == [3, 3, 2, 2]
+    assert errors.splitlines()[-1] == "lost for good"
 
 
 def test_wrong_input_is_never_tried_again(start):

@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import pathlib
 import random
 import shutil
 import signal
@@ -15,6 +14,7 @@ import time
 import numpy as np
 import pytest
 from disturbed_run import assert_same_training
+from launched_workers import workers_of
 from small_mnist import small_mnist
 
 from mnist_dist.evaluation.watch_records import load_record
@@ -445,21 +445,6 @@ def test_run_goes_on_with_other_numbers_of_workers(start, tmp_path):
             )
 
 
-def workers_of(launcher):
-    """Process numbers of a launcher's workers that are up."""
-    found = set()
-    for path in pathlib.Path("/proc").glob("[0-9]*"):
-        try:
-            name, _, rest = (path / "stat").read_text().rpartition(")")
-        except OSError:  # it has ended
-            continue
-        state, parent, *_ = rest.split()
-        # absl gives a process its program's name.
-        if name.endswith("(train.py") and state != "Z" and int(parent) == launcher.pid:
-            found.add(int(path.name))
-    return found
-
-
 @pytest.mark.slow
 def test_killed_6_times_under_launch_a_run_ends_as_if_undisturbed(
     fork_server, tmp_path
@@ -469,7 +454,9 @@ def test_killed_6_times_under_launch_a_run_ends_as_if_undisturbed(
     # A launcher gives its workers a part of the processors each: so here too.
     undisturbed, launcher = (
         fork_server.start(
-            *("forking_launcher", str(restarts), f"--model_dir={model_dir}"),
+            "forking_launcher",
+            json.dumps({"max_restarts": restarts}),
+            f"--model_dir={model_dir}",
             *(*COMMON, *flags, "--peer_timeout=5"),
         )
         for model_dir, restarts in ((whole, 0), (killed, 6))

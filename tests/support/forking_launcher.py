@@ -1,11 +1,14 @@
 """The launcher, whose workers are forks of it, in place of new interpreters.
 
-  python tests/support/forking_launcher.py MAX_RESTARTS --model_dir=DIR FLAGS OF train
+  python tests/support/forking_launcher.py JSON --model_dir=DIR FLAGS OF train
+
+JSON holds keywords of `launch`, as {"num_workers": 2}.
 
 Forked is all that differs: processes, pipes, signals and restarts are the launcher's
 own.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +16,8 @@ import sys
 
 from forked import import_everything, run_module
 
-from mnist_dist import launch
-from mnist_dist.cluster import worker_group
+from mnist_dist.cluster import restarts, worker_group
+from mnist_dist.cluster.launcher import launch
 
 
 class ForkingPopen(subprocess.Popen):
@@ -43,14 +46,14 @@ class ForkingPopen(subprocess.Popen):
 if __name__ == "__main__":
     import_everything()
     subprocess.Popen = ForkingPopen
-    launch.FIRST_DELAY = 0.1
+    restarts.FIRST_DELAY = 0.1
     worker_group.LOST_SECONDS = 0.5
-    max_restarts, model_dir, *flags = sys.argv[1:]
+    keywords, model_dir, *flags = sys.argv[1:]
     sys.exit(
-        launch.launch(
+        launch(
             [sys.executable, "-m", "mnist_dist.train", model_dir, *flags],
-            num_workers=2,
-            max_restarts=int(max_restarts),
+            **{"num_workers": 2, "max_restarts": 0, "uses_gpus": False}
+            | json.loads(keywords),
             model_dir=model_dir.removeprefix("--model_dir="),
         )
     )

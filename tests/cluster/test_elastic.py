@@ -1,0 +1,98 @@
+"""A launch that loses workers goes on with those that are left, to the same bits."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from disturbed_run import assert_same_training
+from launched_workers import workers_of
+from small_mnist import small_mnist
+
+from mnist_dist.run.checkpoints import list_checkpoints, load_arrays
+
+STEPS = 300
+FLAGS = [
+    f"--data_dir={small_mnist()}",
+    "--model=mlp",
+    f"--train_steps={STEPS}",
+    "--steps_per_loop=10",
+    "--global_batch_size=48",
+    "--num_microbatches=6",
+    "--checkpoint_interval=20",
+    "--summary_interval=100",
+    "--eval_interval=150",
+    "--enable_xla=off",
+    "--noexport",
+]
+# As every worker has: the bits of a kernel depend on the number of threads.
+ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+def start_launch(fork_server, model_dir, *flags, **options):
+    network = options.pop("network", None)
+    return fork_server.start(
+        "forking_launcher",
+        json.dumps(options),
+        f"--model_dir={model_dir}",
+        *(*FLAGS, "--peer_timeout=5", *flags),
+        environment=ONE_THREAD,
+        network=network,
+    )
+
+
+@pytest.fixture(scope="module")
+def one_device(fork_server, tmp_path_factory):
+    """The directory of an undisturbed run on one device."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    process = fork_server.start(
+        *("mnist_dist.train", f"--model_dir={folder}", *FLAGS), environment=ONE_THREAD
+    )
+    assert process.wait() == 0, process.stderr()
+    return folder
+
+
+def assert_same_run(found, expected):
+    """Weights, slots, averages and evaluations are the same to the last bit."""
+    first, second = (
+        load_arrays(f"{run}/checkpoints/ckpt-{STEPS}") for run in (found, expected)
+    )
+    assert_same_training(first, second)
+    assert evaluations(found) == evaluations(expected)
+
+
+def evaluations(model_dir):
+    records = map(json.loads, (model_dir / "metrics.jsonl").read_text().splitlines())
+    return [r | {"time": None} for r in records if r["kind"] == "eval"]
+
+
+def wait_for_step(model_dir, step, process):
+    deadline = time.monotonic() + 120
+    while max(list_checkpoints(str(model_dir / "checkpoints")), default=0) < step:
+        assert time.monotonic() < deadline, process.stderr()
+        time.sleep(0.005)
+
+
+def wait_for_line(text, process):
+    deadline = time.monotonic() + 120
+    while text not in process.stderr():
+        assert time.monotonic() < deadline, process.stderr()
+        time.sleep(0.01)
+
+
+def test_three_workers_then_two_then_one_give_the_bits_of_one_device(
+    fork_server, one_device, tmp_path
+):
+    launcher = start_launch(fork_server, tmp_path, num_workers=3, min_workers=1)
+    try:
+        for step, left in ((40, 2), (140, 1)):
+            wait_for_step(tmp_path, step, launcher)
+            workers = sorted(workers_of(launcher))
+            assert len(workers) == left + 1
+            os.kill(workers[-1], signal.SIGKILL)
+            wait_for_line(f"is given up; going on with {left}", launcher)
+        assert launcher.wait() == 0, launcher.stderr()
+    finally:
+        launcher.kill(signal.SIGKILL)
+    assert_same_run(tmp_path, one_device)
