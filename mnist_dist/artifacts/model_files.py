@@ -1,7 +1,9 @@
 """Export into one file: `.keras`, to go on with in Keras, and `.tflite`, for devices."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -91,7 +93,7 @@ def export_file(
         temporary = tempfile.TemporaryDirectory()
     with temporary as folder:
         written = os.path.join(folder, name)
-        try:
+        with _reporting_unwritable(written, state.model, file_format=file_format):
             if file_format == "keras":
                 state.model.save(written)
                 logits = _load_keras(written)
@@ -99,18 +101,6 @@ def export_file(
                 litert.save_model(state, written, image_shape=config.image_shape)
                 logits = litert.load_model(written)
             found = logits(images)
-        except InputError:
-            raise
-        # What Keras, its layers and the converter raise has no common type.
-        except Exception as error:
-            if isinstance(error, OSError) or folder in str(error):
-                raise RunError(
-                    f"{written} cannot be written: {describe_error(error)}; {_SO}"
-                ) from error
-            raise InputError(
-                f"--format={file_format}: the model {state.model.name!r} cannot be "
-                f"written so: {_first_paragraph(error)}"
-            ) from error
         check_logits(path, found, expected=expected, dtype=state.model.compute_dtype)
         results = evaluate_export(logits, evaluation, num_classes=config.num_classes)
         about = model_card.describe_model(
@@ -124,6 +114,32 @@ def export_file(
             model_card.save_model_card(written, content | about)
         _publish(written, path, overwrite=overwrite)
     return Export(path, is_new=True)
+
+
+@contextlib.contextmanager
+def _reporting_unwritable(
+    written: str, model: keras.Model, *, file_format: str
+) -> Iterator[None]:
+    """Turns what writing a model raises into an error of one line.
+
+    Raises:
+      InputError: the format cannot hold the model.
+      RunError: the temporary file cannot be written.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    # What Keras, its layers and the converter raise has no common type.
+    except Exception as error:
+        if isinstance(error, OSError) or os.path.dirname(written) in str(error):
+            raise RunError(
+                f"{written} cannot be written: {describe_error(error)}; {_SO}"
+            ) from error
+        raise InputError(
+            f"--format={file_format}: the model {model.name!r} cannot be written so: "
+            f"{_first_paragraph(error)}"
+        ) from error
 
 
 def _first_paragraph(error: Exception) -> str:

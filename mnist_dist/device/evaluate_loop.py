@@ -24,11 +24,10 @@ EvaluateLoop = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Result over a split: mean loss, share and number of correct answers."""
+    """Result over a split: mean loss, and the share of correct answers."""
 
     loss: float
     accuracy: float
-    num_correct: int
     num_examples: int
 
 
@@ -58,7 +57,6 @@ def evaluate_split(
     return Evaluation(
         loss=loss / count,
         accuracy=correct / count,
-        num_correct=int(correct),
         num_examples=count,
     )
 

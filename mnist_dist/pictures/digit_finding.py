@@ -6,22 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnist_dist.pictures.pieces import (
-    Pieces,
-    grow,
-    grow_rows,
-    label_pieces,
-    run_lengths,
-)
+from mnist_dist.pictures.pieces import Pieces, grow, label_pieces
+from mnist_dist.pictures.ruled_lines import find_lines
 
 # Share of the pixels that may differ more from the paper than the ink does.
 _SPECKS = 0.001
 # From paper (0) to ink (1): what is certainly ink, and what is if ink is beside it.
 _STRONG, _WEAK = 0.5, 0.25
-# Shares of the picture's longer side: smaller pieces are marks, and thicker lines are
-# strokes.
-_SMALLEST_DIGIT = 0.05
-_THICKEST_LINE = 0.03
+_SMALLEST_DIGIT = 0.05  # of the picture's longer side: smaller pieces are marks
 
 
 class Digit(NamedTuple):
@@ -113,7 +105,7 @@ def _find_ink(image: np.ndarray, density: np.ndarray) -> _Found | None:
       density: float32 [256], how much ink a pixel of each shade has.
     """
     is_ink = np.take(density > _STRONG, image)
-    is_line = _find_lines(np.take(density > _WEAK, image))
+    is_line = find_lines(np.take(density > _WEAK, image))
     if is_line is not None:
         is_ink &= ~is_line
     pieces = label_pieces(is_ink)
@@ -297,42 +289,3 @@ def _find_sheet(mask: np.ndarray) -> np.ndarray | None:
 def _border(shape: tuple[int, ...]) -> int:
     """Returns how many pixels of a sheet of paper are its border, and its shadow."""
     return max(1, max(shape) // 50)
-
-
-def _find_lines(is_ink: np.ndarray) -> np.ndarray | None:
-    """Returns where ruled lines are, without the strokes across them; None if nowhere.
-
-    Args:
-      is_ink: bool [h, w], faint ink too.
-    """
-    if min(is_ink.shape) < 64:
-        return None
-    across, down = _find_rows(is_ink), _find_rows(is_ink.T)
-    if across is None:
-        return None if down is None else down.T
-    return across if down is None else across | down.T
-
-
-def _find_rows(is_ink: np.ndarray) -> np.ndarray | None:
-    """Returns where horizontal lines are: thin, from edge to edge, perhaps askew.
-
-    A single one in a picture that ink fills from top to bottom is none: it may be the
-    bar of a 4 that was cut out closely.
-    """
-    height, width = is_ink.shape
-    drift = max(1, height // 100)  # of a line that is askew, over half of the picture
-    # First coarsely, which is fast: most pictures have no lines.
-    step = max(1, width // 32)
-    blocks = is_ink[:, : width // step * step].reshape(height, -1, step)
-    coarse = np.asarray(np.any(blocks, axis=2))
-    if 2 * grow_rows(coarse, drift).sum(axis=1).max() < coarse.shape[1]:
-        return None
-    is_long = 2 * run_lengths(grow_rows(is_ink, drift)) >= width
-    bands = label_pieces(is_long)
-    top, bottom, left, right = bands.boxes.T
-    is_line = (left <= width / 100) & (right >= width - width / 100)
-    is_line &= (top > 0) & (bottom < height)
-    if not is_line.any() or (is_line.sum() == 1 and is_ink[[0, -1]].any(axis=1).all()):
-        return None
-    is_thin = run_lengths(is_ink.T).T <= max(2, _THICKEST_LINE * height)  # noqa: SIM300
-    return is_ink & is_thin & np.append(is_line, False)[bands.labels]

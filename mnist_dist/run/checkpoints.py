@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -25,13 +25,13 @@ from mnist_dist.files.durable import (
     sync,
 )
 from mnist_dist.files.local import is_local, kind_at, plain_folder
+from mnist_dist.run.move_marker import find_marker_among
 from mnist_dist.run.object_graph import SUFFIX, create_object_graph
 
 # How tf.train.Checkpoint names its description of the objects.
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 NAME = r"ckpt-(0|[1-9][0-9]*)"
 _GOING = ".removing:ckpt-"  # and a step: the index of a checkpoint that is removed
-MARKER = ".moving-to:"  # and the name of a folder: begins the name of a `Marker`
 # What reading a damaged checkpoint raises, depending on where the damage is.
 DAMAGE = (tf.errors.OpError, IndexError, ValueError)
 
@@ -39,18 +39,6 @@ DAMAGE = (tf.errors.OpError, IndexError, ValueError)
 def checkpoint_prefix(directory: str, step: int) -> str:
     """Returns the path of a step's checkpoint, as TensorFlow takes it."""
     return os.path.join(directory, f"ckpt-{step}")
-
-
-class Marker(NamedTuple):
-    """Says that checkpoints are being moved out of the way; see `set_aside.py`.
-
-    Attributes:
-      step: the last that stays.
-      folder: where the later ones go, by name.
-    """
-
-    step: int
-    folder: str
 
 
 def list_checkpoints(directory: str) -> list[int]:
@@ -64,7 +52,7 @@ def list_checkpoints(directory: str) -> list[int]:
     indexed = {int(match[1]) for match in matches if match[2] == "index"}
     if steps != indexed:
         steps -= (_staged_indices(directory).keys() | _list_going(names)) - indexed
-    if marker := _find_marker(names):
+    if marker := find_marker_among(names):
         steps = {step for step in steps if step <= marker.step}
     return sorted(steps, reverse=True)
 
@@ -80,19 +68,6 @@ def list_later(directory: str, step: int) -> dict[int, list[str]]:
         if match and int(match[1]) > step:
             found.setdefault(int(match[1]), []).append(name)
     return found
-
-
-def find_marker(directory: str) -> Marker | None:
-    """Returns the marker of a move that is going on, or was killed."""
-    return _find_marker(list_names(directory))
-
-
-def _find_marker(names: Iterable[str]) -> Marker | None:
-    for name in names:
-        match = re.fullmatch(re.escape(MARKER) + r"(later-than-(\d+)(\.\d+)?)", name)
-        if match:
-            return Marker(int(match[2]), match[1])
-    return None
 
 
 def _match(name: str) -> re.Match[str] | None:

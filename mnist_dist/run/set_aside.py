@@ -18,12 +18,8 @@ from mnist_dist.files.durable import (
     reporting_errors,
     sync,
 )
-from mnist_dist.run.checkpoints import (
-    MARKER,
-    checkpoint_prefix,
-    find_marker,
-    list_later,
-)
+from mnist_dist.run.checkpoints import checkpoint_prefix, list_later
+from mnist_dist.run.move_marker import Marker, find_marker
 from mnist_dist.run.paths import best_dir, checkpoint_dir
 
 _SO = "no checkpoint is lost"
@@ -92,7 +88,7 @@ def _mark(directory: str, step: int) -> None:
         target, number = f"later-than-{step}.{number}", number + 1
     with (
         reporting_errors(directory, so=_SO),
-        replacing(os.path.join(directory, f"{MARKER}{target}")) as file,
+        replacing(Marker(step, target).path(directory)) as file,
     ):
         file.write(b"")
 
@@ -110,5 +106,5 @@ def _move(directory: str) -> None:
                 tf.io.gfile.rename(source, os.path.join(target, name), overwrite=True)
         sync(target)
         sync(directory)
-        remove(os.path.join(directory, f"{MARKER}{marker.folder}"))
+        remove(marker.path(directory))
         sync(directory)

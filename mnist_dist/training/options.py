@@ -11,10 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mnist_dist.device.environment import MAX_THREADS
+from mnist_dist.device.microbatches import check_batch
+from mnist_dist.errors import InputError
 from mnist_dist.files.untrusted import printable
 from mnist_dist.run.plan import RunPlan, StoppingRule
-from mnist_dist.training.option import OWN, SETTING, START, check_value, option
-from mnist_dist.training.option_rules import check_together, parse_profile_steps
+from mnist_dist.training import option_rules
+from mnist_dist.training.option import (
+    OWN,
+    SETTING,
+    START,
+    OptionError,
+    check_value,
+    option,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -347,7 +356,21 @@ class TrainingOptions:
             if field.metadata["is_flag"]:
                 checked = check_value(field, getattr(self, name))
                 object.__setattr__(self, name, checked)
-        check_together(self)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        option_rules.check_places(**self.pick("model_dir data data_dir"))
+        option_rules.check_length(**self.pick("train_epochs train_steps"))
+        option_rules.check_restore(**self.pick("restore overwrite"))
+        option_rules.check_weight_decay(**self.pick("optimizer weight_decay"))
+        option_rules.check_logical_gpus(
+            **self.pick("logical_gpus gpu_memory_limit num_gpus logical_cpus")
+        )
+        option_rules.parse_profile_steps(self.profile_steps)
+        try:
+            check_batch(**self.pick("global_batch_size num_microbatches"))
+        except InputError as error:
+            raise OptionError(str(error)) from None
 
     def pick(self, names: str) -> dict[str, Any]:
         """Returns some options, for a function whose keywords have their names."""
@@ -417,7 +440,7 @@ class TrainingOptions:
             eval_interval=self.eval_interval or steps_per_epoch,
             checkpoint_interval=self.checkpoint_interval or steps_per_epoch,
             summary_interval=self.summary_interval or max(steps_per_epoch // 10, 1),
-            profile_steps=parse_profile_steps(self.profile_steps),
+            profile_steps=option_rules.parse_profile_steps(self.profile_steps),
             **self.pick("steps_per_loop max_to_keep max_nonfinite_steps"),
         )
 

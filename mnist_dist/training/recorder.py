@@ -99,16 +99,15 @@ class Recorder:
     ) -> None:
         """Records an evaluation, and shows it."""
         self._saved_step = -1  # a checkpoint of this step does not know the result
-        result = {"loss": loss, "accuracy": accuracy}
-        details = {"split": split, "num_examples": num_examples}
-        self.log.write_eval(
-            step=step,
-            epoch=epoch,
-            loss=loss,
-            accuracy=accuracy,
-            split=split,
-            num_examples=num_examples,
-        )
+        record: dict[str, Any] = {
+            "step": step,
+            "epoch": epoch,
+            "loss": loss,
+            "accuracy": accuracy,
+            "split": split,
+            "num_examples": num_examples,
+        }
+        self.log.write_eval(**record)
         if self._board:
             self._board.show_weights(step)
         self._progress.message(
@@ -116,7 +115,7 @@ class Recorder:
             f"({num_examples:,} images)"
         )
         if self._on_evaluation:
-            self._on_evaluation({"step": step, "epoch": epoch} | result | details)
+            self._on_evaluation(record)
 
     def save(self, step: int, arrays: Callable[[], Arrays], best: Best) -> None:
         """Begins to write the checkpoint of a step, unless there is one.

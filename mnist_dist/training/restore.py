@@ -113,7 +113,6 @@ def restore_run(
                 restore=restore,
                 override_config=override_config,
             )
-        step = int(arrays["step"]) if checkpoint else 0
         if checkpoint is None and init_from:
             fit = transplant.load_initial(init_from, model)
             say(transplant.describe_fit(fit))
@@ -127,18 +126,16 @@ def restore_run(
         if overwrite:
             directory.delete_run(model_dir)
 
-        # Bring the directory to that step.
-        set_aside = sorted(set(set_aside_later(model_dir, step).values()))
-        log = held.enter_context(
-            contextlib.closing(
-                RunLog(model_dir, resume_step=step, lock=lock, writers=writers)
-            )
+        start = _bring_to_step(
+            model_dir,
+            checkpoint,
+            arrays,
+            lock=lock,
+            stopping=stopping,
+            writers=writers,
         )
-        best = _restore_best(
-            model_dir, arrays, checkpoint, step=step, log=log, stopping=stopping
-        )
-        held.pop_all()  # both stay open: nothing went wrong
-        return Start(arrays, step, best, log, lock, checkpoint, set_aside)
+        held.pop_all()  # the lock stays held: nothing went wrong
+        return start
 
 
 def _load_checkpoint(
@@ -171,6 +168,28 @@ def _warn_of_records(model_dir: str) -> None:
             "%s has records but no checkpoint: the run begins anew, and they go",
             model_dir,
         )
+
+
+def _bring_to_step(
+    model_dir: str,
+    checkpoint: str | None,
+    arrays: Arrays,
+    *,
+    lock: RunLock,
+    stopping: StoppingRule,
+    writers: Sequence[MetricWriter],
+) -> Start:
+    """Takes what is later than a checkpoint out of the run, and opens its records."""
+    step = int(arrays["step"]) if checkpoint else 0
+    set_aside = sorted(set(set_aside_later(model_dir, step).values()))
+    log = RunLog(model_dir, resume_step=step, lock=lock, writers=writers)
+    with contextlib.ExitStack() as held:
+        held.callback(log.close)
+        best = _restore_best(
+            model_dir, arrays, checkpoint, step=step, log=log, stopping=stopping
+        )
+        held.pop_all()  # the log stays open: nothing went wrong
+    return Start(arrays, step, best, log, lock, checkpoint, set_aside)
 
 
 def _restore_best(

@@ -135,17 +135,10 @@ def _train(
         recorder = record = None
         if start:
             recorder = _create_recorder(options, job, start)
-            reason = plan.stopping.reason_to_end(loop.step, loop.best)
-            record = RunRecord(
-                options,
-                job,
-                start,
-                num_workers=cluster.num_workers,
-                trains=reason is None,
+            record = _begin_record(
+                options, job, start, loop=loop, num_workers=cluster.num_workers
             )
             closing.enter_context(record.noting_failure(lambda: loop.step))
-            if start.checkpoint and reason:
-                say(options, description.describe_nothing_to_do(loop.step, reason))
 
         # 3. Many steps in one call on the device; between two calls, what is due.
         ended = loop.run(recorder)
@@ -209,6 +202,24 @@ def _restore(
         epoch = start.step * options.global_batch_size / len(job.dataset.train.labels)
         say(options, description.describe_start(start, epoch=epoch))
     return start
+
+
+def _begin_record(
+    options: TrainingOptions,
+    job: Job,
+    start: Start,
+    *,
+    loop: HostLoop,
+    num_workers: int,
+) -> RunRecord:
+    """Writes the start into the run, and says so if no step is left to train."""
+    reason = job.plan.stopping.reason_to_end(loop.step, loop.best)
+    record = RunRecord(
+        options, job, start, num_workers=num_workers, trains=reason is None
+    )
+    if start.checkpoint and reason:
+        say(options, description.describe_nothing_to_do(loop.step, reason))
+    return record
 
 
 def _create_recorder(options: TrainingOptions, job: Job, start: Start) -> Recorder:
