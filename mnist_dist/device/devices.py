@@ -68,7 +68,8 @@ def choose_gpus(
         gpus = share_of_host(found, cluster, num_gpus)
         if num_gpus > len(gpus):
             raise InputError(
-                f"--num_gpus: found {num_gpus}, expected at most {len(gpus)}"
+                f"--num_gpus: found {num_gpus}, expected at most {len(gpus)}, the "
+                "number of GPUs that this worker has"
             )
         gpus = gpus if num_gpus < 0 else gpus[:num_gpus]
     try:

@@ -20,6 +20,8 @@ _VARIABLES = re.compile(
     r"|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER)|(OMP|KMP|ONEDNN|KERAS)_\w+|\w+_proxy"
     r"|LD_(LIBRARY_PATH|PRELOAD)|PYTHONPATH"
 )
+# What every program sets itself, for TensorFlow.
+_OWN = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
 _MIN_MEMORY = 1 << 30  # bytes; TensorFlow and the bundled data take about as much
 _GIB = 1 << 30
 
@@ -48,7 +50,7 @@ def check_host(
         # A proxy's address may hold a password.
         f"{name}={re.sub('//[^/@]*@', '//...@', value)}"
         for name, value in sorted(environ.items())
-        if _VARIABLES.fullmatch(name)
+        if _VARIABLES.fullmatch(name) and _OWN.get(name) != value
     ]
     diagnosis.facts["environment"] = ", ".join(variables) or "nothing that matters"
     _check_processor(diagnosis, has_gpus=has_gpus, root=root, environ=environ)

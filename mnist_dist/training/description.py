@@ -114,6 +114,16 @@ def describe_nothing_to_do(step: int, reason: str) -> str:
     return f"nothing to do  the run is at step {step:,}, and {reason}"
 
 
+def describe_dry_run(*, exports: bool) -> str:
+    """Returns the last words of a dry run: what it has tried."""
+    tried = (
+        "a step, an evaluation and the export"
+        if exports
+        else "a step and an evaluation"
+    )
+    return f"dry run        {tried} were tried, and no file was changed"
+
+
 def describe_start(start: Start, *, epoch: float) -> str:
     """Returns from where a run goes on, and what was moved out of the way for it."""
     if start.checkpoint is None:

@@ -118,6 +118,8 @@ def restore_run(
             say(transplant.describe_fit(fit))
             arrays = transplant.initial_arrays(fit)
         if dry_run:
+            if checkpoint:
+                say(f"would go on    from {checkpoint} (step {int(arrays['step']):,})")
             return None
 
         # Claim.

@@ -128,6 +128,8 @@ def _train(
             loop.begin(start)
         if options.dry_run:
             _try_everything(options, job, loop)
+            if cluster.is_chief:
+                say(options, description.describe_dry_run(exports=options.export))
             leave_together(strategy, code=0)
             return TrainingResult(options.model_dir, step=0, ended="it was a dry run")
         closing.callback(watch.end)

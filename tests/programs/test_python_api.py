@@ -213,16 +213,22 @@ def test_options_not_given_are_the_runs_own_and_given_ones_are_named(run):
         "said = []\n"
         "options = dict(model_dir='run', messages=said.append, progress=False)\n"
         "mnist_dist.train_model(train_steps=10, seed=5, **SHORT | options)\n"
+        "mnist_dist.train_model(dry_run=True, **options)\n"
+        "dry = said[-2:]\n"
         "said.clear()\n"
         "result = mnist_dist.train_model(train_steps=20, **options)\n"
         "config = json.load(open('run/config.json'))\n"
         "refused = None\n"
         "try: mnist_dist.train_model(seed=6, train_steps=30, **options)\n"
         "except mnist_dist.InputError as error: refused = str(error)\n"
-        "print(json.dumps([result.step, config['flags'], said, refused]))\n"
+        "print(json.dumps([result.step, config['flags'], said, refused, dry]))\n"
     )
-    step, flags, said, refused = found
+    step, flags, said, refused, dry = found
     assert step == 20
+    assert dry == [
+        "would go on    from run/checkpoints/ckpt-10 (step 10)",
+        "dry run        a step and an evaluation were tried, and no file was changed",
+    ]
     own = {"model": "mlp", "seed": 5, "lr_schedule": "constant", "enable_xla": "off"}
     assert flags.items() >= own.items()
     assert said[0] == "--train_steps: 20; the run had 10"

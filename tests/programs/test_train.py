@@ -726,6 +726,10 @@ def test_dry_run_checks_and_prints_and_leaves_nothing(tmp_path, run_train):
     result = run_train(f"--model_dir={tmp_path}/run", "--dry_run")
     assert result.returncode == 0, result.stderr
     assert "1,875, 469 an epoch" in result.stdout
+    assert result.stdout.endswith(
+        "\ndry run        a step, an evaluation and the export were tried, and no file "
+        "was changed\n"
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -82,6 +82,8 @@ def test_environment_is_shown_without_secrets(root, monkeypatch):
         "MNIST_DIST_TOKEN": "secret",
         "TF_TOKEN_app_terraform_io": "secret",
         "TF_NUM_INTRAOP_THREADS": "4",
+        "TF_CPP_MIN_LOG_LEVEL": "3",  # as every program sets it
+        "KERAS_BACKEND": "tensorflow",
     }
     text = examine(root, monkeypatch, environ=environ).facts["environment"]
     assert text == "TF_NUM_INTRAOP_THREADS=4, http_proxy=http://...@proxy:3128"
