@@ -218,6 +218,11 @@ def surest_mistakes(report: ClassificationReport) -> np.ndarray:
     return report.misclassified[order]
 
 
+def describe_class(number: int, class_names: Sequence[str] | None) -> str:
+    """Returns the name of a class, on one line; its number if it has none."""
+    return _printable(_name(number, class_names)) or str(number)
+
+
 def _name(number: int, class_names: Sequence[str] | None) -> str:
     """Returns the name of a class, if it has one: a model may know more classes."""
     return class_names[number] if class_names and number < len(class_names) else ""

@@ -219,6 +219,13 @@ def _save_summaries(
             max(steps),
             evaluation.ensemble,
             images=images,
+            class_names=evaluation.class_names,
         )
     for folder, step, model in zip(folders, steps, evaluation.models, strict=True):
-        save_summaries(folder, step, model.report, images=images)
+        save_summaries(
+            folder,
+            step,
+            model.report,
+            images=images,
+            class_names=evaluation.class_names,
+        )

@@ -6,6 +6,7 @@ replaces the one before, and none is there twice or in part.
 
 import io
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -18,11 +19,12 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from mnist_dist.evaluation.classification_report import (
     ClassificationReport,
+    describe_class,
     format_report,
     surest_mistakes,
 )
 from mnist_dist.files.durable import replacing, reporting_errors
-from mnist_dist.run.board_images import draw_confusion, draw_grid, image_pb
+from mnist_dist.run.board_images import draw_captioned_grid, draw_confusion, image_pb
 from mnist_dist.run.paths import evaluation_events_path
 
 _GRID = 6  # mistakes shown, a row and a column
@@ -31,7 +33,12 @@ _THRESHOLDS = 101  # of a curve of precision and recall
 
 
 def save_summaries(
-    directory: str, step: int, report: ClassificationReport, *, images: np.ndarray
+    directory: str,
+    step: int,
+    report: ClassificationReport,
+    *,
+    images: np.ndarray,
+    class_names: Sequence[str] | None,
 ) -> None:
     """Writes the TensorBoard event file of a step.
 
@@ -40,6 +47,7 @@ def save_summaries(
       step: of the evaluated checkpoint.
       report: what came out; its `loss` and `accuracy` have the trainer's tags.
       images: uint8 [n, height, width, channels], those of the report.
+      class_names: the name of each class; None where the data set has none.
 
     Raises:
       RunError: it cannot be written; what was there still is.
@@ -47,7 +55,7 @@ def save_summaries(
     summary = Summary()
     summary.MergeFrom(scalar_pb("loss", report.loss))
     summary.MergeFrom(scalar_pb("accuracy", report.accuracy))
-    summary.MergeFrom(summarize_answers(report, images=images))
+    summary.MergeFrom(summarize_answers(report, images=images, class_names=class_names))
     # In memory: TensorFlow's own writer says nothing of a disk that is full.
     events = io.BytesIO()
     for event in (
@@ -63,16 +71,22 @@ def save_summaries(
             file.write(events.getvalue())
 
 
-def summarize_answers(report: ClassificationReport, *, images: np.ndarray) -> Summary:
+def summarize_answers(
+    report: ClassificationReport,
+    *,
+    images: np.ndarray,
+    class_names: Sequence[str] | None,
+) -> Summary:
     """Returns what TensorBoard shows of answers: figures of classes, and pictures.
 
     Args:
       report: what came out.
       images: uint8 [n, height, width, channels], those of the report.
+      class_names: the name of each class; None where the data set has none.
     """
     summary = Summary()
     summary.MergeFrom(scalar_pb("errors", report.num_errors))
-    summary.MergeFrom(text_pb("report", _as_code(format_report(report))))
+    summary.MergeFrom(text_pb("report", _as_code(format_report(report, class_names))))
     if len(report.support) <= _MAX_DRAWN_CLASSES:
         for name, values in (("f1", report.f1), ("classes", report.recall)):
             for number, value in enumerate(values):
@@ -83,7 +97,15 @@ def summarize_answers(report: ClassificationReport, *, images: np.ndarray) -> Su
             summary.MergeFrom(image_pb("confusion", drawn))
     if report.num_errors:
         mistakes = surest_mistakes(report)[: _GRID * _GRID]
-        grid = draw_grid(images[mistakes], columns=_GRID)
+        captions = [
+            (
+                f"is {describe_class(report.labels[i], class_names)}",
+                f"{report.confidences[i]:.0%} for "
+                f"{describe_class(report.classes[i], class_names)}",
+            )
+            for i in mistakes
+        ]
+        grid = draw_captioned_grid(images[mistakes], captions, columns=_GRID)
         summary.MergeFrom(image_pb("mistakes", grid))
     return summary
 

@@ -160,8 +160,13 @@ class _Watcher:
         if watch_records.load_record(self._directory, found.step):
             return None
         report = evaluate_loaded([self._model], self._data).report
-        images = self._data.split.images
-        save_summaries(self._directory, found.step, report, images=images)
+        save_summaries(
+            self._directory,
+            found.step,
+            report,
+            images=self._data.split.images,
+            class_names=self._data.class_names,
+        )
         record |= to_json(report, self._data.class_names)
         watch_records.save_record(self._directory, found.step, record)
         return WatchedEvaluation(found.step, report, record)

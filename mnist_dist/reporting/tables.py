@@ -12,6 +12,7 @@ from mnist_dist.reporting.run_summary import RunSummary
 
 FORMATS = ("table", "json", "csv", "markdown")
 _LONGEST_CELL = 40  # characters, on a terminal
+_FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def format_comparison(comparison: RunComparison, output_format: str) -> str:
@@ -113,12 +114,14 @@ def _values(run: RunSummary) -> dict[str, Any]:
 
 
 def _csv(comparison: RunComparison) -> str:
-    """Returns a line for each run; options that differ have names like `--seed`."""
+    """Returns a line for each run; options that differ have names like `option_seed`."""
     lines = []
     for run in comparison.runs:
         values = _values(run)
         values["problems"] = "; ".join(run.problems)
-        options = {f"--{name}": run.options.get(name) for name in comparison.differing}
+        options = {
+            f"option_{name}": run.options.get(name) for name in comparison.differing
+        }
         lines.append(values | options)
     text = io.StringIO()
     writer = csv.DictWriter(text, lines[0], lineterminator="\n")
@@ -132,7 +135,7 @@ def _no_formula(value: Any) -> Any:
 
     As the OWASP advises against "CSV injection".
     """
-    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@"))
+    is_formula = isinstance(value, str) and value.startswith(_FORMULA_SIGNS)
     return f"'{value}" if is_formula else value
 
 

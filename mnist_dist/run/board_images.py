@@ -1,12 +1,17 @@
 """Pictures for TensorBoard."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
+from PIL import Image, ImageDraw, ImageFont
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.image.metadata import create_summary_metadata
 from tensorboard.util.tensor_util import make_tensor_proto
 
 _CELL_PIXELS = 24  # of a confusion matrix, which TensorBoard would blur
+_PICTURE_PIXELS = 84  # least width of an image with a caption
+_FONT_PIXELS, _LINE_PIXELS = 13, 16
 
 
 def draw_confusion(confusion: np.ndarray) -> np.ndarray:
@@ -45,6 +50,39 @@ def draw_grid(images: np.ndarray, *, columns: int) -> np.ndarray:
     return grid.swapaxes(1, 2).reshape(
         rows * (height + 1), columns * (width + 1), channels
     )
+
+
+def draw_captioned_grid(
+    images: np.ndarray, captions: Sequence[Sequence[str]], *, columns: int
+) -> np.ndarray:
+    """Lays images out in rows, each enlarged to legible size with its caption below.
+
+    Args:
+      images: uint8 [n, height, width, channels], at least one.
+      captions: the lines below each image, as many for each; what is too long for its
+        image is cut.
+      columns: images in a row.
+
+    Returns:
+      uint8 [rows x (height + 1), columns x (width + 1), 3], of the enlarged height and
+      width.
+    """
+    scale = -(-_PICTURE_PIXELS // images.shape[2])
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    images = np.broadcast_to(images, (*images.shape[:-1], 3))
+    font = ImageFont.load_default(size=_FONT_PIXELS)
+    cells = []
+    for image, lines in zip(images, captions, strict=True):
+        height, width, _ = image.shape
+        cell = Image.new("RGB", (width, height + len(lines) * _LINE_PIXELS), "white")
+        cell.paste(Image.fromarray(np.ascontiguousarray(image)))
+        draw = ImageDraw.Draw(cell)
+        for number, line in enumerate(lines):
+            while draw.textlength(line, font) > width - 2:
+                line = line[:-1]
+            draw.text((1, height + number * _LINE_PIXELS), line, "black", font)
+        cells.append(np.asarray(cell))
+    return draw_grid(np.stack(cells), columns=columns)
 
 
 def image_pb(tag: str, image: np.ndarray) -> Summary:

@@ -11,7 +11,7 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import tensorflow as tf
 from absl import logging
@@ -24,7 +24,13 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from mnist_dist.files.appended import AppendedFile
-from mnist_dist.files.durable import list_names, remove_unfinished, replacing, sync
+from mnist_dist.files.durable import (
+    list_names,
+    remove_unfinished,
+    replacing,
+    reporting_errors,
+    sync,
+)
 from mnist_dist.files.local import check_regular, kind_at
 
 _VERSION = "brain.Event:2"  # the first event of a file
@@ -52,16 +58,19 @@ class EventFileWriter:
           tf.errors.OpError, OSError: a file cannot be read or written.
           RunError: the disk is full.
         """
-        self._texts: dict[str, str] = {}
+        self._so = so
+        self._held: dict[tuple[str, str], Summary.Value] = {}
+        self._paths: dict[str, str] = {}
         self._files: dict[str, AppendedFile] = {}
         for kind, last_step in last_steps.items():
             directory = os.path.join(model_dir, kind)
             tf.io.gfile.makedirs(directory)
             remove_unfinished(directory, is_mine=True)
             for path in _list_event_files(directory):
-                texts = _drop_events(path, last_step=last_step)
-                self._texts |= {f"{kind}/{tag}": text for tag, text in texts.items()}
-            self._files[kind] = AppendedFile(_new_event_path(directory), so=so)
+                found = _drop_events(path, last_step=last_step)
+                self._held |= {(kind, tag): value for tag, value in found.items()}
+            self._paths[kind] = _new_event_path(directory)
+            self._files[kind] = AppendedFile(self._paths[kind], so=so)
             sync(directory)
         start = SessionLog(status=SessionLog.START)
         now = time.time()
@@ -94,9 +103,30 @@ class EventFileWriter:
         A start that goes on with the same text adds nothing; one with another text
         adds it, so that TensorBoard shows what changed and from which step on.
         """
-        if self._texts.get(f"train/{name}") != markdown:
-            self._texts[f"train/{name}"] = markdown
-            self.write_summary("train", text_pb(name, markdown), step=step)
+        summary = text_pb(name, markdown)
+        (value,) = summary.value
+        if self._held.get(("train", value.tag)) != value:
+            self._held["train", value.tag] = value
+            self.write_summary("train", summary, step=step)
+
+    def write_session(self, kind: str, summary: Summary, *, step: int) -> None:
+        """Shows the settings of a run in the table of the plugin HParams.
+
+        TensorBoard takes them from the first event that tells them, so earlier ones that
+        differ are dropped. One that is open shows what it has read before.
+        """
+        (value,) = summary.value
+        earlier = self._held.get((kind, value.tag))
+        if earlier == value:
+            return
+        self._held[kind, value.tag] = value
+        self.write_summary(kind, summary, step=step)
+        if earlier is not None:
+            own = self._paths[kind]
+            with reporting_errors(own, so=self._so):
+                for path in _list_event_files(os.path.dirname(own)):
+                    if path != own:
+                        _rewrite(path, lambda event: not _tells(event, value.tag))
 
     def write_summary(self, kind: str, summary: Summary, *, step: int) -> None:
         """Adds what TensorBoard alone can show, as an image or a histogram."""
@@ -145,24 +175,25 @@ def _new_event_path(directory: str) -> str:
     return os.path.join(directory, f"events.out.tfevents.{name}")
 
 
-def _drop_events(path: str, *, last_step: int) -> dict[str, str]:
+def _drop_events(path: str, *, last_step: int) -> dict[str, Summary.Value]:
     """Rewrites an event file without the points past a step, if there are such.
 
     What is no point (a graph, the mark of a profile) stays.
 
     Returns:
-      The latest of each text that stays, by its tag.
+      By its tag, the latest of each text, and the first settings of the run, that stay.
     """
-    texts, num_stale, num_bytes = {}, 0, 0
+    held: dict[str, Summary.Value] = {}
+    num_stale = num_bytes = 0
     for data, event in _load_events(path):
         num_bytes += len(data) + _FRAME_BYTES
         if _is_stale(event, last_step):
             num_stale += 1
             continue
         for value in event.summary.value:
-            if value.metadata.plugin_data.plugin_name == "text":
-                for text in value.tensor.string_val[:1]:
-                    texts[value.tag] = text.decode(errors="replace")
+            plugin = value.metadata.plugin_data.plugin_name
+            if plugin == "text" or (plugin == "hparams" and value.tag not in held):
+                held[value.tag] = value
     if num_bytes < tf.io.gfile.stat(path).length:
         logging.warning(
             "%s is damaged from byte %d on; the events before it are kept",
@@ -170,12 +201,17 @@ def _drop_events(path: str, *, last_step: int) -> dict[str, str]:
             num_bytes,
         )
     if num_stale:
-        with replacing(path) as file:
-            writer = RecordWriter(file)
-            for data, event in _load_events(path):
-                if not _is_stale(event, last_step):
-                    writer.write(data)
-    return texts
+        _rewrite(path, lambda event: not _is_stale(event, last_step))
+    return held
+
+
+def _rewrite(path: str, keep: Callable[[Event], bool]) -> None:
+    """Drops events from a file, which is whole at any moment."""
+    with replacing(path) as file:
+        writer = RecordWriter(file)
+        for data, event in _load_events(path):
+            if keep(event):
+                writer.write(data)
 
 
 def _load_events(path: str) -> Iterator[tuple[bytes, Event]]:
@@ -201,6 +237,10 @@ def _count_records(path: str) -> int:
                 break
             count += 1
     return count
+
+
+def _tells(event: Event, tag: str) -> bool:
+    return any(value.tag == tag for value in event.summary.value)
 
 
 def _is_stale(event: Event, last_step: int) -> bool:

@@ -117,6 +117,11 @@ class RunLog:
         step = self._first_step if step is None else step
         self._events.write_summary(kind, summary, step=step)
 
+    def write_session(self, summary: Summary) -> None:
+        """Records a run's settings for TensorBoard's table, in place of earlier ones."""
+        self._check_place()
+        self._events.write_session("eval", summary, step=self._first_step)
+
     def has_eval(self, step: int) -> bool:
         """Whether this step was evaluated, by this process or an earlier one."""
         return step in self._evaluated

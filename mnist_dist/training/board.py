@@ -6,7 +6,6 @@ import os
 import resource
 import shlex
 import sys
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from mnist_dist.evaluation.summaries import summarize_answers, summarize_curves
 from mnist_dist.modeling.augmentation import augment
 from mnist_dist.modeling.networks import normalize
 from mnist_dist.run.board_images import draw_filters, draw_grid, image_pb
+from mnist_dist.run.board_tables import create_table
 from mnist_dist.run.config import versions
 from mnist_dist.run.run_log import RunLog
 
@@ -63,14 +63,24 @@ class Board:
         state: TrainState,
         step: int,
         options: TrainingOptions,
+        began: float,
     ) -> None:
-        """Prepares to show a run that goes on from `step`."""
+        """Prepares to show a run that goes on from `step`.
+
+        Args:
+          log: of the run, open for writing.
+          dataset: what it trains and evaluates on.
+          state: its variables.
+          step: updates done.
+          options: of this start.
+          began: when the run first started, in seconds since 1970.
+        """
         self._log = log
         self._dataset = dataset
         self._state = state
         self._options = options
         self._first_step = self._step = step
-        self._began = time.time()
+        self._began = began
 
     def show_start(self) -> None:
         """Shows what holds from this start on: layout, settings, data, and a batch."""
@@ -79,9 +89,8 @@ class Board:
         hparams = {name: _as_hparam(v) for name, v in options.settings().items()}
         # TensorBoard takes sessions of one name for repetitions, and shows their mean.
         session = os.path.abspath(options.model_dir)
-        log.write_summary(
-            "eval",
-            hparams_pb(hparams, trial_id=session, start_time_secs=self._began),
+        log.write_session(
+            hparams_pb(hparams, trial_id=session, start_time_secs=self._began)
         )
         about = {
             "source": data.source,
@@ -92,8 +101,8 @@ class Board:
             "SHA-256": data.checksum,
             **{f"note {n}": note for n, note in enumerate(data.notes, start=1)},
         }
-        log.write_text("data", _table(about))
-        log.write_text("versions", _table(versions()))
+        log.write_text("data", create_table(["", ""], about.items()))
+        log.write_text("versions", create_table(["", ""], versions().items()))
         log.write_text("command", f"    {shlex.join(sys.argv)}")
         log.write_summary("train", image_pb("batch", self._draw_batch()))
 
@@ -122,21 +131,15 @@ class Board:
 
     def show_weights(self, step: int) -> None:
         """Shows the first layer's filters; in full detail all weights, and answers."""
-        state = self._state
-        arrays = {
-            path: variable.numpy()
-            for path, variable in zip(
-                state.weight_paths, state.inference_weights(), strict=True
-            )
-        }
+        weights = self._state.inference_weights()
         summary = Summary()
-        kernels = (array for array in arrays.values() if array.ndim > 1)
-        drawn = draw_filters(next(kernels, np.zeros([0])), self._dataset.image_shape)
+        kernel = next((v.numpy() for v in weights if v.shape.rank > 1), np.zeros([0]))
+        drawn = draw_filters(kernel, self._dataset.image_shape)
         if drawn.size:
             summary.MergeFrom(image_pb("first_layer", drawn))
         if self._options.summary_detail == "full":
-            for path, array in arrays.items():
-                summary.MergeFrom(histogram_pb(f"weights/{path}", array))
+            for path, variable in zip(self._state.weight_paths, weights, strict=True):
+                summary.MergeFrom(histogram_pb(f"weights/{path}", variable.numpy()))
             summary.MergeFrom(self._summarize_answers())
         self._log.write_summary("eval", summary, step=step)
 
@@ -167,7 +170,11 @@ class Board:
             losses=-log_probabilities[np.arange(len(logits)), split.labels],
             num_classes=self._dataset.num_classes,
         )
-        summary = summarize_answers(report, images=split.images)
+        summary = summarize_answers(
+            report,
+            images=split.images,
+            class_names=self._dataset.class_names,
+        )
         summary.MergeFrom(summarize_curves(split.labels, probabilities))
         return summary
 
@@ -234,9 +241,3 @@ def _as_hparam(value: Any) -> bool | float | str:
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return "none" if value is None else str(value)
-
-
-def _table(rows: Mapping[str, object]) -> str:
-    """Returns a Markdown table."""
-    lines = [f"| {name} | `{value}` |" for name, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *lines])

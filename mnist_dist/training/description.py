@@ -9,6 +9,7 @@ import numpy as np
 from mnist_dist.cluster.membership import LAUNCH_ID
 from mnist_dist.device.kernels import kernel_conditions
 from mnist_dist.device.train_state import TrainState, weight_path
+from mnist_dist.run.board_tables import create_table
 from mnist_dist.training.job import Job
 from mnist_dist.training.restore import Start
 from mnist_dist.training.result import TrainingResult
@@ -176,17 +177,18 @@ def describe_end(result: TrainingResult, *, split: str, total_steps: int) -> str
 
 def settings_table(values: Mapping[str, object]) -> str:
     """Returns the flags as a Markdown table."""
-    rows = [f"| {name} | `{value}` |" for name, value in values.items()]
-    return "\n".join(["| flag | value |", "|---|---|", *rows])
+    return create_table(["flag", "value"], values.items())
 
 
 def model_table(state: TrainState) -> str:
     """Returns the model's weights as a Markdown table."""
-    rows = [
-        f"| {weight_path(state.model, v)} | {tuple(v.shape)} | {np.prod(v.shape):,.0f} |"
-        for v in state.keras_weights
-    ]
-    return "\n".join(["| weight | shape | values |", "|---|---|---|", *rows])
+    return create_table(
+        ["weight", "shape", "values"],
+        [
+            (path, tuple(v.shape), f"{np.prod(v.shape):,.0f}")
+            for path, v in zip(state.weight_paths, state.keras_weights, strict=True)
+        ],
+    )
 
 
 def num_parameters(state: TrainState) -> int:

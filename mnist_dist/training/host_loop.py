@@ -126,6 +126,7 @@ class HostLoop:
         with contextlib.ExitStack() as closing:
             if recorder:
                 closing.callback(recorder.close)
+                closing.enter_context(recorder.showing_failure(lambda: self.step))
             closing.callback(self._profile.close)
             while True:
                 is_evaluated = self._evaluated_step == self.step
@@ -144,16 +145,16 @@ class HostLoop:
                 if is_lost or plan.is_due(plan.summary_interval, self.step):
                     self._summarize(recorder)
                 if is_lost:
-                    if recorder:
-                        recorder.end(self.step, has_failed=True)
                     raise RunError(
                         f"steps {self.step - streak} to {self.step - 1} were skipped, "
                         "their loss or gradients were not finite; the last good "
                         "checkpoint is kept"
                     )
             self.save(recorder)
-            if recorder and not self._control.is_stopping:
-                recorder.end(self.step, has_failed=False)
+            if recorder:
+                recorder.wait_for_checkpoints()
+                if not self._control.is_stopping:
+                    recorder.end(self.step, has_failed=False)
         return None if self._control.is_stopping else reason
 
     def train_until_next_event(self) -> None:

@@ -1,6 +1,7 @@
 """What the chief writes and tells of a run: records, checkpoints, progress, hooks."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,17 @@ class Recorder:
         if self._board:
             self._board.show_end(step, has_failed=has_failed)
 
+    @contextlib.contextmanager
+    def showing_failure(self, current_step: Callable[[], int]) -> Iterator[None]:
+        """Shows that the run has failed, whatever ends it, and lets the error go on."""
+        try:
+            yield
+        except Exception:
+            # The disk may be full: one error will do.
+            with contextlib.suppress(RunError):
+                self.end(current_step(), has_failed=True)
+            raise
+
     def write_eval(
         self,
         *,
@@ -168,6 +180,14 @@ class Recorder:
         """
         self._tell(self._writer.collect())
 
+    def wait_for_checkpoints(self) -> None:
+        """Returns when the last checkpoint is on disk; no other can be saved then.
+
+        Raises:
+          RunError: one could not be written.
+        """
+        self._tell(self._writer.close())
+
     def close(self) -> None:
         """Returns when everything is on disk.
 
@@ -175,7 +195,7 @@ class Recorder:
           RunError: it could not be written.
         """
         try:
-            self._tell(self._writer.close())
+            self.wait_for_checkpoints()
         finally:
             # First: what the log may raise needs a line of its own.
             self._progress.close()

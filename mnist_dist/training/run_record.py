@@ -57,6 +57,11 @@ class RunRecord:
         """
         self._save(ended={"step": step, "reason": reason})
 
+    @property
+    def began(self) -> float:
+        """When the run first started, in seconds since 1970."""
+        return self._starts[0]["time"]
+
     @contextlib.contextmanager
     def noting_failure(self, current_step: Callable[[], int]) -> Iterator[None]:
         """Records why a run failed, and lets the `RunError` go on."""

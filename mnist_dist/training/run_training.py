@@ -136,11 +136,11 @@ def _train(
         watch.begin()
         recorder = record = None
         if start:
-            recorder = _create_recorder(options, job, start)
             record = _begin_record(
                 options, job, start, loop=loop, num_workers=cluster.num_workers
             )
             closing.enter_context(record.noting_failure(lambda: loop.step))
+            recorder = _create_recorder(options, job, start, began=record.began)
 
         # 3. Many steps in one call on the device; between two calls, what is due.
         ended = loop.run(recorder)
@@ -224,7 +224,9 @@ def _begin_record(
     return record
 
 
-def _create_recorder(options: TrainingOptions, job: Job, start: Start) -> Recorder:
+def _create_recorder(
+    options: TrainingOptions, job: Job, start: Start, *, began: float
+) -> Recorder:
     start.log.write_text("settings", description.settings_table(options.values()))
     start.log.write_text("model", description.model_table(job.state))
     board = None
@@ -235,6 +237,7 @@ def _create_recorder(options: TrainingOptions, job: Job, start: Start) -> Record
             state=job.state,
             step=start.step,
             options=options,
+            began=began,
         )
         board.show_start()
     return Recorder(

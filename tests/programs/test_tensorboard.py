@@ -52,6 +52,7 @@ def folder(fork_server, tmp_path_factory):
     process.wait()
     process = fork_server.start(
         *("mnist_dist.train", *flags, "--restore=20", "--train_steps=60"),
+        *("--override_config", "--label_smoothing=0.25"),
     )
     assert process.wait() == 0, process.stderr()
     return folder
@@ -151,6 +152,7 @@ def test_session_has_its_settings_and_one_end(folder):
     assert start.session_start_info.group_name == f"{folder}/digits"  # no other's
     assert settings["model"].string_value == "cnn"
     assert settings["seed"].number_value == 7
+    assert settings["label_smoothing"].number_value == 0.25  # since the resume
     assert settings["augment"].bool_value is True
     assert end.session_end_info.status == 1  # success
     assert len(found.Tensors("_hparams_/session_end_info")) == 1

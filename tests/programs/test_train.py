@@ -19,6 +19,8 @@ import tensorflow as tf
 from array_checks import assert_same_bytes
 from small_mnist import small_mnist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from mnist_dist.run.checkpoints import list_checkpoints, load_arrays, save_checkpoint
 
@@ -351,6 +353,10 @@ def test_weights_that_are_not_finite_are_no_success(run_train, tmp_path):
     result = run_train(f"--model_dir={tmp_path}", *COMMON, *flags)
     assert result.returncode == 1
     assert "weights at step 20 are not finite" in result.stderr
+    board = EventAccumulator(f"{tmp_path}/eval").Reload()
+    ended = board.SummaryMetadata("_hparams_/session_end_info").plugin_data.content
+    status = HParamsPluginData.FromString(ended).session_end_info.status
+    assert status == STATUS_FAILURE
     assert list_checkpoints(str(tmp_path / "checkpoints")) == []
 
 

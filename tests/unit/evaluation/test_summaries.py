@@ -15,7 +15,8 @@ from mnist_dist.evaluation.classification_report import (
     create_classification_report,
     format_report,
 )
-from mnist_dist.evaluation.summaries import draw_confusion, save_summaries
+from mnist_dist.evaluation.summaries import save_summaries
+from mnist_dist.run.board_images import draw_captioned_grid, draw_confusion
 
 
 @pytest.fixture
@@ -36,7 +37,8 @@ def images():
 
 
 def test_tensorboard_shows_the_report_and_its_pictures(report, images, tmp_path):
-    save_summaries(str(tmp_path), 7, report, images=images)
+    names = ("zero", "one", "two")
+    save_summaries(str(tmp_path), 7, report, images=images, class_names=names)
     (name,) = os.listdir(tmp_path)
     assert name == "events.out.tfevents.000000000007.v2"
     shown = EventAccumulator(str(tmp_path)).Reload()
@@ -53,7 +55,7 @@ def test_tensorboard_shows_the_report_and_its_pictures(report, images, tmp_path)
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert found["errors"] == 1
     text = found["report"].item().decode()
-    assert textwrap.dedent(text) == format_report(report)  # as code in Markdown
+    assert textwrap.dedent(text) == format_report(report, names)  # as code in Markdown
     pictures = {}
     for tag in ("confusion", "mistakes"):
         assert shown.SummaryMetadata(tag).plugin_data.plugin_name == "images"
@@ -63,11 +65,12 @@ def test_tensorboard_shows_the_report_and_its_pictures(report, images, tmp_path)
     np.testing.assert_array_equal(
         pictures["confusion"], draw_confusion(report.confusion)
     )
-    np.testing.assert_array_equal(pictures["mistakes"][:5, :4], images[2])
+    expected = draw_captioned_grid(images[2:], [("is two", "70% for one")], columns=6)
+    np.testing.assert_array_equal(pictures["mistakes"], expected)
 
 
 def test_full_disk_leaves_no_summaries_cut_short(report, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 99, 99, 3), np.uint8)
     with file_size_limit(8192), pytest.raises(RunError, match="cannot be written"):
-        save_summaries(str(tmp_path), 7, report, images=images)
+        save_summaries(str(tmp_path), 7, report, images=images, class_names=None)
     assert os.listdir(tmp_path) == []

@@ -148,7 +148,7 @@ def test_forms_agree(tmp_path):
     assert [row["name"] for row in rows] == ["a|b\n<i>", "c"]
     for row, run in zip(rows, as_json["runs"], strict=True):
         assert float(row["best_accuracy"]) == run["best_accuracy"] == 0.75
-        assert row["--learning_rate"] == str(run["options"]["learning_rate"] or "")
+        assert row["option_learning_rate"] == str(run["options"]["learning_rate"] or "")
     table = format_comparison(comparison, "table").splitlines()
     assert len(table) == 3
     assert " ".join(table[0].split()) == (
@@ -171,5 +171,5 @@ def test_cell_of_csv_is_no_formula(tmp_path):
     text = format_comparison(compare_runs([str(tmp_path)]), "csv")
     rows = {row["name"]: row for row in csv.DictReader(io.StringIO(text))}
     assert set(rows) == {f"'{name}", "b"}
-    assert rows[f"'{name}"]["--model"] == "'@SUM(1)"
-    assert rows[f"'{name}"]["--learning_rate"] == "-1.5"  # a number is a number
+    assert rows[f"'{name}"]["option_model"] == "'@SUM(1)"
+    assert rows[f"'{name}"]["option_learning_rate"] == "-1.5"  # a number is a number
