@@ -9,7 +9,11 @@ import numpy as np
 from mnist_dist.cluster.membership import LAUNCH_ID
 from mnist_dist.device.kernels import kernel_conditions
 from mnist_dist.device.train_state import TrainState, weight_path
+from mnist_dist.reporting.run_summary import RunSummary
+from mnist_dist.reporting.tables import show_seconds
 from mnist_dist.run.board_tables import create_table
+from mnist_dist.run.checkpoints import checkpoint_prefix
+from mnist_dist.run.paths import best_dir, metrics_path
 from mnist_dist.training.job import Job
 from mnist_dist.training.restore import Start
 from mnist_dist.training.result import TrainingResult
@@ -150,29 +154,47 @@ def describe_stop(
     )
 
 
-def describe_end(result: TrainingResult, *, split: str, total_steps: int) -> str:
-    """Returns the result of a run, and where what it made lies."""
-    lines = []
+def describe_end(
+    result: TrainingResult, recorded: RunSummary, *, split: str, total_steps: int
+) -> str:
+    """Returns the result of a run, what it took, and where what it made lies.
+
+    Args:
+      result: with all that is known of the end.
+      recorded: what all starts of the run have recorded.
+      split: what was evaluated on: `test` or `validation`.
+      total_steps: the run's length, unless it stops early.
+    """
+    lines = {}
     if result.accuracy is not None:
-        lines.append(f"{split} accuracy  {result.accuracy:.2%}")
+        lines[f"{split} accuracy"] = f"{result.accuracy:.2%}"
+    if result.best_step is not None:
+        lines["best"] = f"{result.best_accuracy:.2%} at step {result.best_step:,}"
+    if result.step < total_steps:
+        lines["ended early"] = (
+            f"at step {result.step:,} of {total_steps:,}: {result.ended}"
+        )
+    if recorded.seconds is not None:
+        lines["time"] = f"{show_seconds(recorded.seconds)} without start-up and export"
+    if recorded.images_per_second is not None:
+        lines["speed"] = f"{recorded.images_per_second:,.0f} images/s"
+    if recorded.num_resumes:
+        lines["resumed"] = _count(recorded.num_resumes, "time")
+    lines["checkpoint"] = str(result.checkpoint)
     has_better = result.best_step not in (None, result.step)
     if has_better:
-        lines.append(
-            f"best           {result.best_accuracy:.2%} at step {result.best_step:,}"
-        )
-    if result.step < total_steps:
-        lines.append(
-            f"ended early    at step {result.step:,} of {total_steps:,}: {result.ended}"
-        )
-    lines.append(f"checkpoint     {result.checkpoint}")
+        folder = best_dir(result.model_dir)
+        lines["best weights"] = checkpoint_prefix(folder, result.best_step or 0)
     if result.saved_model:
         whose = ""
         if has_better:
             is_best = result.saved_model_step == result.best_step
             whose = "  (the best's weights)" if is_best else "  (the last weights)"
-        lines.append(f"SavedModel     {result.saved_model}{whose}")
-    lines.append(f"watch it with  tensorboard --logdir {shlex.quote(result.model_dir)}")
-    return "\n".join(lines)
+        lines["SavedModel"] = f"{result.saved_model}{whose}"
+    lines["records"] = metrics_path(result.model_dir)
+    lines["watch it with"] = f"tensorboard --logdir {shlex.quote(result.model_dir)}"
+    width = max(map(len, lines)) + 2
+    return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
 
 
 def settings_table(values: Mapping[str, object]) -> str:

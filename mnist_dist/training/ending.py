@@ -3,6 +3,7 @@
 import dataclasses
 
 from mnist_dist.artifacts.saved_model import export_saved_model
+from mnist_dist.reporting.run_summary import load_run_summary
 from mnist_dist.run import checkpoints, paths
 from mnist_dist.run.best import Best
 from mnist_dist.run.config import load_run_config
@@ -57,10 +58,14 @@ def complete_run(
         result = dataclasses.replace(
             result, saved_model=export.path, saved_model_step=step
         )
-    split, total_steps = job.dataset.evaluation.name, job.plan.total_steps
     say(
         options,
-        description.describe_end(result, split=split, total_steps=total_steps),
+        description.describe_end(
+            result,
+            load_run_summary(options.model_dir, name=""),
+            split=job.dataset.evaluation.name,
+            total_steps=job.plan.total_steps,
+        ),
     )
     return result
 

@@ -275,10 +275,13 @@ def test_early_end_is_told_recorded_and_counted_anew(run, tmp_path):
     assert (first["step"], first["best_step"]) == (30, 10)
     assert "2 evaluations in a row brought no new best" in first["ended"]
     assert ended == {"step": 30, "reason": first["ended"]}
-    assert f"ended early    at step 30 of 60: {first['ended']}" in said[1]
+    assert f"ended early          at step 30 of 60: {first['ended']}" in said[1]
+    assert "resumed" not in said[1]
+    assert "resumed              1 time\n" in said[-1]
     # Validation examples choose: the best is exported, and named.
     assert first["saved_model"] == "run/export/10"
-    assert "best           " in said[1]
+    assert "\nbest                 " in said[1]
+    assert "\nbest weights         run/best/ckpt-10\n" in said[1]
     assert "(the best's weights)" in said[1]
     assert (same["step"], same["ended"]) == (30, first["ended"])
     assert any(text.startswith("nothing to do  the run is at step 30") for text in said)
