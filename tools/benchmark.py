@@ -1,246 +1,173 @@
-"""Times the same training side by side: our loop, plain Python loops, Keras `fit`.
+"""Times the same training side by side: ours, plain loops, Keras, PyTorch, JAX.
 
-  python tools/benchmark.py [--rounds=5]
+  python tools/benchmark.py [--quick] [--json=FILE] [--part=sides,workers]
 
-It trains `mlp` (batch 32) and `cnn` (batch 128) with Adam 1e-3, without augmentation. First
-all sides must reach the same loss from the same weights and batches. Then they take turns,
-so that other load on the machine meets all of them. It prints images/s after compilation
-(median of the rounds) and the ratio of our speed to each peer's (median and range). All
-sides run where `train` would: on the first GPU, or on the CPU where there is none.
+`--quick` takes five minutes on two quiet cores. It trains `mlp` and `cnn` with Adam 1e-3,
+without augmentation. First all sides must reach the same loss from the same weights and
+batches; then they take turns, each in a process of its framework's own, so that other load
+on the machine meets all of them. It prints images/s after compilation (median of the turns),
+how many times as fast ours is (median and range of the ratios), and which part that is of
+the machine's limits: its largest matrix product, and its rate of copying memory.
 
-The peers: a Python loop over our own step, plain and compiled by XLA; a Python loop over a
-leaner step of Keras's model and optimizer, which adds no sums up and checks no gradient;
-and `fit`, by default and with its own options for speed.
+Besides: two replicas on one host against one, two workers against PyTorch's DDP, the time
+from the command to the first step, what events cost, and the peak of memory.
+
+PyTorch and JAX take part where they are installed (`python -m pip install torch jax`).
+Sides run where `train` would: on the first GPU, or on the CPU where there is none.
 """
 
-import os
-import statistics
+import contextlib
+import json
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from absl import app, flags
+from benchmarks import programs, report
+from benchmarks.group import Group
+from benchmarks.limits import Limits, measure_limits_apart
+from benchmarks.turns import NotTheSameError, Timing, compare
+from benchmarks.work import Case
 
-from mnist_dist.cli import program
+_ALL_PARTS = ["sides", "replicas", "workers", "programs"]
+QUICK = flags.DEFINE_bool("quick", False, "Fewer and shorter turns.")
+JSON = flags.DEFINE_string("json", None, "File for all that was measured.")
+PARTS = flags.DEFINE_list("part", _ALL_PARTS, "What is measured.")
 
-with program.quiet_imports():
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
-    from mnist_dist.data import ExampleStream, load_dataset
-    from mnist_dist.device.strategy import create_strategy
-    from mnist_dist.device.train_loop import create_train_loop
-    from mnist_dist.device.train_state import TrainState
-    from mnist_dist.device.xla import should_compile
-    from mnist_dist.modeling.losses import cross_entropy
-    from mnist_dist.modeling.networks import create_model
-    from mnist_dist.modeling.optimizers import create_schedule, create_update_rule
-
-ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
-LEARNING_RATE = 1e-3
-SEED = 1
-
-# A peer runs its batches once and returns the model that it trained.
-Peer = Callable[[], keras.Model]
+_IN_BFLOAT16 = ("mnist_dist", "Keras fit at its best", "PyTorch eager")
 
 
-def create_one_device_strategy() -> tf.distribute.Strategy:
-    """Builds the strategy of `train` on one device: the first GPU, else the CPU."""
-    num_gpus = min(len(tf.config.list_physical_devices("GPU")), 1)
-    return create_strategy("one_device", num_gpus=num_gpus)
+class Benchmark:
+    """Measures part after part, prints each, and keeps what it found."""
 
+    def __init__(self, limits: Limits, *, is_quick: bool) -> None:
+        """Begins with nothing measured.
 
-def describe_device() -> str:
-    """Returns the name of the device on which all sides run."""
-    gpus = tf.config.get_visible_devices("GPU")
-    if not gpus:
-        return f"CPU, {os.cpu_count()} processors"
-    details = tf.config.experimental.get_device_details(gpus[0])
-    return f"GPU, {details.get('device_name', gpus[0].name)}"
+        Args:
+          limits: of this machine.
+          is_quick: fewer and shorter turns.
+        """
+        self.timings: list[Timing] = []
+        self.left_out: list[str] = []
+        self.programs: dict[str, object] = {}
+        self._limits = limits
+        self._is_quick = is_quick
+        self._closing = contextlib.ExitStack()
 
+    def start(self, framework: str, **details: int) -> Group:
+        """Starts the processes of a framework; `close` ends them."""
+        group = Group(framework, **details)
+        self._closing.callback(group.close)
+        if group.missing:
+            self._leave_out(f"{framework}: left out: {group.missing}")
+        return group
 
-def create_keras_model(name: str) -> keras.Model:
-    """Builds the model with the weights that every peer starts from."""
-    return create_model(name, image_shape=(28, 28, 1), num_classes=10, seed=SEED)
+    def close(self) -> None:
+        """Ends the processes that were started."""
+        self._closing.close()
 
-
-class OurTraining:
-    """The package's device loop, and the model that it trains."""
-
-    def __init__(self, name: str, *, batch: int, use_xla: bool) -> None:
-        strategy = create_one_device_strategy()
-        with strategy.scope():
-            self.model = create_keras_model(name)
-            rule = create_update_rule("adam")
-            self.state = TrainState(self.model, slot_names=rule.slots)
-        self.loop = create_train_loop(
-            strategy,
-            self.state,
-            update_rule=rule,
-            schedule=create_schedule(
-                "constant", learning_rate=LEARNING_RATE, total_steps=1
-            ),
-            global_batch_size=batch,
-            seed=SEED,
-            use_xla=use_xla,
+    def compare(self, case: Case, sides: Sequence[tuple[Group, str]]) -> None:
+        """Times sides on one case."""
+        timings, left_out = compare(
+            case,
+            sides,
+            rounds=5 if self._is_quick else 9,
+            seconds=0.25 if self._is_quick else 1.0,
         )
+        for line in left_out:
+            self._leave_out(line)
+        self.timings += timings
+        print(f"\n{report.format_timings(timings, self._limits)}", flush=True)
 
+    def compare_frameworks(self) -> None:
+        """Times every side of every framework in one process each."""
+        groups = [self.start(name) for name in ("tensorflow", "torch", "jax")]
+        sides = [(group, side) for group in groups for side in group.sides]
+        scale = 1 if self._is_quick else 4
+        for model, batch, steps in (
+            ("mlp", 32, 300),
+            ("mlp", 128, 150),
+            ("mlp", 1024, 40),
+            ("cnn", 128, 15),
+        ):
+            case = Case(model, batch, steps * scale)
+            self.compare(case, sides)
+        for model, batch, steps in (("mlp", 1024, 40), ("cnn", 128, 15)):
+            case = Case(model, batch, steps * scale, "bfloat16")
+            self.compare(case, [key for key in sides if key[1] in _IN_BFLOAT16])
 
-def ours(
-    name: str, images: np.ndarray, labels: np.ndarray, batch: int, *, use_xla: bool
-) -> Peer:
-    """The package's device loop on resident data."""
-    training = OurTraining(name, batch=batch, use_xla=use_xla)
-    steps = len(labels) // batch
-    data = tf.constant(images), tf.constant(labels, tf.int64)
-    indices = np.arange(steps * batch, dtype=np.int64).reshape(steps, batch)
+    def compare_replicas(self) -> None:
+        """Times two replicas in one process against one on the same processors."""
+        two = self.start("tensorflow", num_replicas=2)
+        one = self.start("tensorflow")
+        for case in (Case("mlp", 256, 200), Case("cnn", 128, 15)):
+            self.compare(case, [(two, "mnist_dist, 2 replicas"), (one, "mnist_dist")])
 
-    def run() -> keras.Model:
-        training.loop(*data, tf.constant(indices), tf.constant(steps), tf.zeros([2]))
-        training.state.step.numpy()  # waits for the device
-        return training.model
+    def compare_workers(self) -> None:
+        """Times two workers, each on half of the processors, against PyTorch's DDP."""
+        groups = [
+            self.start(framework, num_workers=2)
+            for framework in ("tensorflow", "torch")
+        ]
+        sides = [(group, side) for group in groups for side in group.sides]
+        self.compare(Case("mlp", 256, 60 if self._is_quick else 600), sides)
 
-    return run
-
-
-def our_step_called(
-    name: str, images: np.ndarray, labels: np.ndarray, batch: int, *, use_xla: bool
-) -> Peer:
-    """A Python loop over the package's own step, fed with NumPy slices."""
-    training = OurTraining(name, batch=batch, use_xla=use_xla)
-    labels = labels.astype(np.int64)
-    all_of_it = (
-        tf.range(batch, dtype=tf.int64)[tf.newaxis],
-        tf.constant(1),
-        tf.zeros([2]),
-    )
-
-    def run() -> keras.Model:
-        for i in range(0, len(labels), batch):
-            training.loop(images[i : i + batch], labels[i : i + batch], *all_of_it)
-        training.state.step.numpy()
-        return training.model
-
-    return run
-
-
-def plain_loop(name: str, images: np.ndarray, labels: np.ndarray, batch: int) -> Peer:
-    """A Python loop over a step of Keras's model and optimizer, fed with NumPy slices."""
-    model = create_keras_model(name)
-    optimizer = keras.optimizers.Adam(LEARNING_RATE)
-    optimizer.build(model.trainable_variables)
-
-    @tf.function
-    def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            logits = model(tf.cast(x, tf.float32) / 255.0, training=True)
-            loss = tf.reduce_mean(cross_entropy(logits, y))
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply(gradients, model.trainable_variables)
-        return loss
-
-    def run() -> keras.Model:
-        for i in range(0, len(labels), batch):
-            loss = step(images[i : i + batch], labels[i : i + batch])
-        loss.numpy()
-        return model
-
-    return run
-
-
-def keras_fit(
-    name: str,
-    images: np.ndarray,
-    labels: np.ndarray,
-    batch: int,
-    *,
-    steps_per_execution: int,
-    use_xla: bool,
-) -> Peer:
-    """Keras `fit`."""
-    model = create_keras_model(name)
-    model.compile(
-        keras.optimizers.Adam(LEARNING_RATE),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        steps_per_execution=steps_per_execution,
-        jit_compile=use_xla,
-    )
-    floats = images.astype(np.float32) / 255.0
-
-    def run() -> keras.Model:
-        model.fit(floats, labels, batch_size=batch, shuffle=False, verbose=0)
-        return model
-
-    return run
-
-
-def compare(name: str, *, batch: int, steps: int, rounds: int) -> bool:
-    """Checks and times one model; returns whether all computed the same."""
-    dataset = load_dataset()
-    stream = ExampleStream(num_examples=len(dataset.train.labels), seed=SEED)
-    order = stream.indices(0, steps * batch)
-    images, labels = dataset.train.images[order], dataset.train.labels[order]
-    arguments = (name, images, labels, batch)
-    use_xla = should_compile(
-        "auto",
-        create_keras_model(name),
-        create_one_device_strategy(),
-        image_shape=dataset.image_shape,
-    )
-    with_xla = ", XLA" if use_xla else ""
-    peers = {
-        "mnist_dist": ours(*arguments, use_xla=use_xla),
-        "our step, called from Python": our_step_called(*arguments, use_xla=False),
-        "Keras's parts, called from Python": plain_loop(*arguments),
-        "Keras fit": keras_fit(*arguments, steps_per_execution=1, use_xla=False),
-        f"Keras fit, 50 steps an execution{with_xla}": keras_fit(
-            *arguments, steps_per_execution=50, use_xla=use_xla
-        ),
-    }
-    if use_xla:
-        peers["our step, called from Python, XLA"] = our_step_called(
-            *arguments, use_xla=True
+    def measure_programs(self) -> None:
+        """Times whole programs, and what they wait for."""
+        rounds = 3 if self._is_quick else 7
+        imports, firsts = [], []
+        for _ in range(rounds):
+            imports.append(programs.time_import())
+            firsts.append(programs.time_first_step())
+        whole = programs.time_training(
+            num_intervals=8, steps_per_interval=25 if self._is_quick else 234
         )
-    test = dataset.test.images[:1000].astype(np.float32) / 255.0
-    losses = {}
-    for peer, run in peers.items():  # this first turn also compiles
-        logits = run()(test, training=False)
-        losses[peer] = float(
-            tf.reduce_mean(cross_entropy(logits, dataset.test.labels[:1000]))
-        )
-    expected = losses["mnist_dist"]
-    is_same = all(abs(loss - expected) < 0.02 * expected for loss in losses.values())
-    found = ", ".join(f"{loss:.4f}" for loss in losses.values())
-    print(
-        f"\n{name}, batch {batch}, {steps} steps on {describe_device()}: losses {found}"
-    )
-    if not is_same:
-        print("  these are not the same computation; nothing was timed")
-        return False
+        self.programs = {
+            "import_seconds": imports,
+            "first_step_seconds": firsts,
+            "seconds": whole.seconds,
+            "peak_bytes": whole.peak_bytes,
+            "event_seconds": whole.event_seconds,
+        }
+        print(f"\n{report.format_programs(self.programs)}", flush=True)
 
-    rates: dict[str, list[float]] = {peer: [] for peer in peers}
-    for _ in range(rounds):
-        for peer, run in peers.items():
-            began = time.perf_counter()
-            run()
-            rates[peer].append(steps * batch / (time.perf_counter() - began))
-    for peer, values in rates.items():
-        ratios = [a / b for a, b in zip(rates["mnist_dist"], values, strict=True)]
-        print(
-            f"  {peer:<46} {statistics.median(values):>9,.0f} images/s   "
-            f"ours x{statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f}-{max(ratios):.2f})"
-        )
-    return True
+    def _leave_out(self, line: str) -> None:
+        self.left_out.append(line)
+        print(line, flush=True)
 
 
 def main(argv: list[str]) -> int:
-    """Compares both models."""
-    del argv
-    mlp = compare("mlp", batch=32, steps=1800, rounds=ROUNDS.value)
-    cnn = compare("cnn", batch=128, steps=100, rounds=ROUNDS.value)
-    return 0 if mlp and cnn else 1
+    """Measures what was asked for."""
+    if argv[1:] or set(PARTS.value) - set(_ALL_PARTS):
+        print(f"--part: expected of {', '.join(_ALL_PARTS)}", file=sys.stderr)
+        return 2
+    limits = measure_limits_apart()
+    print(report.format_limits(limits), flush=True)
+    benchmark = Benchmark(limits, is_quick=QUICK.value)
+    parts = {
+        "sides": benchmark.compare_frameworks,
+        "replicas": benchmark.compare_replicas,
+        "workers": benchmark.compare_workers,
+        "programs": benchmark.measure_programs,
+    }
+    try:
+        for part in PARTS.value:
+            parts[part]()
+            benchmark.close()
+    except NotTheSameError as error:
+        print(f"nothing was timed: {error}", file=sys.stderr)
+        return 1
+    finally:
+        benchmark.close()
+    if JSON.value:
+        found = report.to_json(
+            benchmark.timings,
+            limits,
+            programs=benchmark.programs,
+            left_out=benchmark.left_out,
+        )
+        with open(JSON.value, "w", encoding="utf-8") as file:
+            json.dump(found, file, indent=1)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Measures the same work side by side: the parts of `tools/benchmark.py`."""
