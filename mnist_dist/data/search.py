@@ -57,6 +57,11 @@ def read_published(path: str) -> tuple[str, StoredDataset]:
                 "split alone"
             )
         return path, found.read()
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise InputError(
+            f"{quoted(path)}: found a file, expected a directory, or a file whose name "
+            f"ends in {' or '.join(_SINGLE_FILES)}"
+        )
     in_directory = _search(path, depth=0)
     if in_directory is None:
         files, folders = _list(path)

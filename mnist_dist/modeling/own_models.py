@@ -3,6 +3,8 @@
 import contextlib
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,10 +29,14 @@ def import_function(name: str) -> Callable[..., keras.Model]:
         except ModuleNotFoundError as error:
             missing = error.name or ""
             if f"{module_name}.".startswith(f"{missing}."):
+                expected = (
+                    "it on PYTHONPATH or in the working directory"
+                    if os.getcwd() in sys.path
+                    else f"it on PYTHONPATH, or --model={name} on the command line, "
+                    "which looks in the working directory too"
+                )
                 raise InputError(
-                    f"--model: cannot load {name!r}: {error}; expected it on PYTHONPATH, "
-                    f"or --model={name} on the command line, which looks in the working "
-                    "directory too"
+                    f"--model: cannot load {name!r}: {error}; expected {expected}"
                 ) from error
             raise
         except (TypeError, ValueError) as error:  # `a..b:c`, `:c`

@@ -107,14 +107,15 @@ def draw_filters(kernel: np.ndarray, image_shape: tuple[int, int, int]) -> np.nd
       image_shape: (height, width, channels) of the images.
 
     Returns:
-      uint8 [pixels, pixels, 1 or 3], a square of all units; or, of a kernel that is
-      neither, uint8 [0, 0, 1].
+      uint8 [pixels, pixels, 1 or 3], a square of all units, where what is not finite
+      is grey; or, of a kernel that is neither, uint8 [0, 0, 1].
     """
     if kernel.ndim == 2 and kernel.shape[0] == np.prod(image_shape):
         kernel = kernel.reshape(*image_shape, -1)
     if kernel.ndim != 4 or kernel.shape[2] not in (1, 3):
         return np.zeros([0, 0, 1], np.uint8)
     units = np.moveaxis(kernel.astype(np.float64), -1, 0)
+    units = np.where(np.isfinite(units), units, 0.0)  # a training may diverge
     largest = np.max(np.abs(units), axis=(1, 2, 3), keepdims=True)
     shade = 127.5 + 127.5 * units / np.maximum(largest, 1e-30)
     columns = int(np.ceil(np.sqrt(len(units))))

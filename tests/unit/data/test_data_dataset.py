@@ -315,7 +315,7 @@ def test_missing_directory_is_refused(tmp_path):
 
 def test_file_in_place_of_the_directory_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    check_refused(tmp_path / "file", "Not a directory")
+    check_refused(tmp_path / "file", "found a file, expected a directory, or a file")
 
 
 @pytest.mark.parametrize("data_dir", ["", "a\0b"])

@@ -31,6 +31,15 @@ def test_caption_is_black_on_white_below_its_enlarged_image():
     assert second[16:].mean() < first[16:].mean() < 255
 
 
+def test_filters_that_diverged_are_grey_without_a_warning():
+    kernel = np.full([2, 2, 1, 2], np.nan, np.float32)
+    kernel[:, 0, 0, 0] = 0.5, np.inf
+    with np.errstate(all="raise"):
+        drawn = draw_filters(kernel, (9, 9, 1))
+    assert drawn[:2, :2, 0].tolist() == [[255, 128], [128, 128]]
+    assert np.all(drawn[:2, 3:5] == 128)
+
+
 def test_units_of_a_dense_layer_are_images_too_and_other_kernels_are_not_drawn():
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(4, 5, 3, 6))
