@@ -8,17 +8,21 @@
 Several hosts by hand: the same command on each, with its own --node_rank:
   mnist-dist launch --num_workers=4 --nnodes=2 --node_rank=0 --master_addr=HOST0 -- ...
   mnist-dist launch --num_workers=4 --nnodes=2 --node_rank=1 --master_addr=HOST0 -- ...
+With --nnodes=2:4 the run begins with up to 4 hosts, goes on with those that are left, at
+least 2, and takes new ones in.
 
 Each line of output begins with the worker's rank and is kept in MODEL_DIR/logs/. When a
 worker fails, all are stopped and started again, at most --max_restarts times. They go on
 from the newest checkpoint. With --min_workers a worker that fails once more than that, or
 twice in a row without a new checkpoint, is given up, and the others go on without it. A
-worker that ends with exit code 2 (wrong input) is not started again. If the launch fails, the last words of the worker that failed first are printed, and
-its exit code is returned. When the launcher ends, for whatever reason, its workers end.
+worker that ends with exit code 2 (wrong input) is not started again. If the launch fails,
+the last words of the worker that failed first are printed, and its exit code is returned.
+When the launcher ends, for whatever reason, its workers end.
 """
 
 import errno
 import functools
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -30,6 +34,7 @@ from mnist_dist.cli.module_path import interpreter_flags
 from mnist_dist.cli.standard_streams import ignore_write_errors
 from mnist_dist.cluster.launcher import launch
 from mnist_dist.cluster.places import count_named_gpus
+from mnist_dist.cluster.rendezvous import HostsOptions
 from mnist_dist.device.microbatches import check_batch
 from mnist_dist.errors import InputError
 
@@ -48,7 +53,18 @@ MAX_RESTARTS = flags.DEFINE_integer(
 VERB = flags.DEFINE_enum(
     "verb", "train", ["train", "doctor"], "What the workers do: train, or doctor."
 )
-NNODES = flags.DEFINE_integer("nnodes", 1, "Number of hosts of the run.", lower_bound=1)
+NNODES = flags.DEFINE_string(
+    "nnodes",
+    "1",
+    "Number of hosts of the run; or MIN:MAX: fewest to go on with, and most to take in.",
+)
+REJOIN_TIMEOUT = flags.DEFINE_float(
+    "rejoin_timeout",
+    60.0,
+    "Seconds to wait for a lost host before MIN or more others go on without it.",
+    lower_bound=0,
+    upper_bound=1e6,
+)
 NODE_RANK = flags.DEFINE_integer(
     "node_rank", 0, "Place of this host, from 0.", lower_bound=0
 )
@@ -82,14 +98,12 @@ def main(argv: Sequence[str], *, train_args: Sequence[str]) -> int:
             "--worker_hosts, --task_index: found one after the --, expected neither: "
             "launch sets them"
         )
-    if NNODES.value > 1 and not MASTER_ADDR.value:
-        raise InputError("--master_addr: found nothing, expected the first host's name")
-    if NODE_RANK.value >= NNODES.value:
-        raise InputError(
-            f"--node_rank: found {NODE_RANK.value}, expected 0 to {NNODES.value - 1}"
-        )
-    fits = functools.partial(_can_share_batch, options)
-    _check_elastic(options)
+    hosts = _hosts_options(timeout=options.cluster_timeout)
+    _check_min_workers(options, hosts)
+    if hosts.is_elastic:
+        for num_hosts in (hosts.least, hosts.most):
+            _check_shares(options, "--nnodes", num_hosts, num_hosts * NUM_WORKERS.value)
+    changes = hosts.is_elastic or MIN_WORKERS.value is not None
     try:
         return launch(
             [
@@ -98,14 +112,12 @@ def main(argv: Sequence[str], *, train_args: Sequence[str]) -> int:
             ],
             num_workers=NUM_WORKERS.value,
             min_workers=MIN_WORKERS.value,
-            fits=fits,
+            # A fixed number of workers is checked by the workers.
+            fits=lambda count: not changes or _can_share_batch(options, count),
             uses_gpus=_uses_gpus(options),
             max_restarts=MAX_RESTARTS.value,
             model_dir=options.model_dir if VERB.value == "train" else None,
-            nnodes=NNODES.value,
-            node_rank=NODE_RANK.value,
-            master=(MASTER_ADDR.value, MASTER_PORT.value),
-            timeout=options.cluster_timeout,
+            hosts=hosts,
         )
     except OSError as error:
         if error.errno not in (errno.EMFILE, errno.EAGAIN):
@@ -121,12 +133,43 @@ def _uses_gpus(options: "TrainingOptions") -> bool:
     return options.num_gpus != 0 and options.logical_cpus == 1
 
 
-def _check_elastic(options: "TrainingOptions") -> None:
+def _hosts_options(*, timeout: float) -> HostsOptions:
+    """Checks what the flags say of the hosts; raises `InputError`."""
+    form = re.fullmatch(r"([0-9]{1,4})(?::([0-9]{1,4}))?", NNODES.value)
+    least = int(form[1]) if form else 0
+    most = int(form[2] or form[1]) if form else 0
+    if not 0 < least <= most:
+        raise InputError(
+            f"--nnodes: found {NNODES.value!r}, expected a number of hosts from 1 to 9999, "
+            "or the least and the most of them as in 2:4"
+        )
+    if most > 1 and not MASTER_ADDR.value:
+        raise InputError("--master_addr: found nothing, expected the first host's name")
+    if NODE_RANK.value >= most:
+        raise InputError(
+            f"--node_rank: found {NODE_RANK.value}, expected 0 to {most - 1}"
+        )
+    if REJOIN_TIMEOUT.present and least == most:
+        raise InputError(
+            f"--rejoin_timeout: found it with --nnodes={NNODES.value}, which always waits "
+            "for all hosts, expected --nnodes=MIN:MAX"
+        )
+    return HostsOptions(
+        least=least,
+        most=most,
+        node_rank=NODE_RANK.value,
+        master=(MASTER_ADDR.value, MASTER_PORT.value),
+        timeout=timeout,
+        rejoin_timeout=REJOIN_TIMEOUT.value,
+    )
+
+
+def _check_min_workers(options: "TrainingOptions", hosts: HostsOptions) -> None:
     """Checks the bounds of the number of workers; raises `InputError`."""
     least, most = MIN_WORKERS.value, NUM_WORKERS.value
     if least is None:
         return
-    if NNODES.value > 1:
+    if hosts.most > 1:
         raise InputError(
             f"--min_workers: found it with --nnodes={NNODES.value}, expected one host"
         )
@@ -134,13 +177,18 @@ def _check_elastic(options: "TrainingOptions") -> None:
         raise InputError(
             f"--min_workers: found {least} of {most} workers, expected 1 to {most}"
         )
-    for flag, num_workers in (("min", least), ("num", most)):
-        try:
-            _check_batch(options, num_workers)
-        except InputError as error:
-            raise InputError(
-                f"--{flag}_workers: found {num_workers}: {error}"
-            ) from None
+    _check_shares(options, "--min_workers", least, least)
+    _check_shares(options, "--num_workers", most, most)
+
+
+def _check_shares(
+    options: "TrainingOptions", flag: str, found: int, num_workers: int
+) -> None:
+    """Checks a bound of the number of workers; raises `InputError`."""
+    try:
+        _check_batch(options, num_workers)
+    except InputError as error:
+        raise InputError(f"{flag}: found {found}: {error}") from None
 
 
 def _check_batch(options: "TrainingOptions", num_workers: int) -> None:

@@ -23,6 +23,11 @@ SECONDS = 5.0  # that a connection may take, unless told otherwise
 _MAX_CONNECTIONS = 128  # at a time; others are closed, and their peers try again
 _POLL_SECONDS = 0.1
 _NO_PROOF = b"-"
+_KEEP_ALIVE = {  # seconds, seconds, probes
+    socket.TCP_KEEPIDLE: 10,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 3,
+}
 
 
 class Channel:
@@ -40,6 +45,10 @@ class Channel:
         self.peer_address = connection.getpeername()[0].removeprefix("::ffff:")
         self.is_proven = False
         self._connection = connection
+        # A broken connection is noticed in 25 seconds, also while nothing is sent.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEP_ALIVE.items():
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
         self._token = token.encode()
         self._deadline = time.monotonic() + seconds
         self._nonce = secrets.token_hex(16).encode()
@@ -82,6 +91,16 @@ class Channel:
     def restart_clock(self, seconds: float = SECONDS) -> None:
         """Gives the connection so many seconds from now on."""
         self._deadline = time.monotonic() + seconds
+
+    def is_open(self) -> bool:
+        """Whether the other side is still there, as far as is known without asking it."""
+        try:
+            self._connection.settimeout(0)
+            return bool(self._connection.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return True
+        except (OSError, ValueError):
+            return False
 
     def close(self) -> None:
         """Closes the connection."""

@@ -1,218 +1,281 @@
-"""The launchers of several hosts agree on the list of all workers."""
+"""The launchers of several hosts agree, before each start, on the list of all workers.
+
+The first host's launcher listens as long as the launch lasts; those of the other hosts
+come to it before each start. Which hosts take part may change from start to start.
+"""
 
 import contextlib
 import dataclasses
 import socket
-import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from types import TracebackType
+from typing import Any, Protocol, TypeGuard
 
 from mnist_dist.cluster.membership import split_address
-from mnist_dist.cluster.messages import Channel, connect, describe_trouble, listen
+from mnist_dist.cluster.messages import Channel, connect, describe_trouble
 from mnist_dist.cluster.reminder import Reminder
 from mnist_dist.errors import PeerError
 
-_MAX_REQUEST, _MAX_ANSWER = 1 << 16, 1 << 22  # bytes
-_MAX_WORKERS = 256  # of one host, as `launch` has them
+_MAX_ANSWER = 1 << 22  # bytes
+_FAREWELL_SECONDS = 1.0  # that the first host may take to hear that this one leaves
+_UNLIMITED = 1e9  # seconds; a broken connection is noticed by itself
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """What the launchers of all hosts know after they have met.
+    """What the launchers of all hosts know when they start their workers.
 
     Attributes:
       workers: `host:port` of all workers by rank.
       first_rank: rank of this host's first worker.
+      num_workers: of this host; fewer than it has places for where not all of them can
+        share the batch out equally.
       token: that the workers prove themselves with.
     """
 
     workers: list[str]
     first_rank: int
+    num_workers: int
     token: str
 
 
-def agree_with_hosts(
-    ports: list[int],
-    *,
-    nnodes: int,
-    node_rank: int,
-    master: tuple[str, int],
-    timeout: float,
-    shared_token: str = "",
-    new_token: str = "",
-    is_stopping: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = lambda text: None,
-) -> Agreement:
-    """Tells the first host's launcher this host's ports, and learns all workers.
+class LaunchEnded(Exception):
+    """The first host's launcher has ended the launch.
 
-    Args:
-      ports: of this host's workers.
-      nnodes: number of hosts.
-      node_rank: place of this host.
-      master: host and port where the first host's launcher listens.
-      timeout: seconds to wait for the other hosts.
-      shared_token: that all launchers were started with: whoever does not know it is
-        none of them. Without one, whoever comes first is believed.
-      new_token: that the first host gives to all where there is no shared one.
-      is_stopping: whether to wait no longer.
-      say: tells a person what is waited for.
-
-    Raises:
-      PeerError: a host did not come in time, or the wait was stopped.
+    Attributes:
+      code: the exit code that it ended with.
     """
-    deadline = time.monotonic() + timeout
 
-    def check() -> None:
-        if is_stopping():
-            raise PeerError("stopped while waiting for the other hosts")
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the first host's launcher has ended with code {code}")
+        self.code = code
 
-    if node_rank == 0:
-        gathering = Gathering(ports, nnodes=nnodes, host=master[0], token=shared_token)
-        return gathering.run(
-            master[1], deadline=deadline, new_token=new_token, check=check, say=say
+
+@dataclasses.dataclass(frozen=True)
+class HostsOptions:
+    """What a launcher was told of the hosts.
+
+    Attributes:
+      least: hosts that the run needs at least.
+      most: hosts that it can have; also the number that it begins with, if all come.
+      node_rank: place of this host; the first is 0.
+      master: host and port where the first host's launcher listens.
+      timeout: seconds to wait for hosts without which nothing can start.
+      rejoin_timeout: seconds to wait for others, where `least` have come.
+    """
+
+    least: int = 1
+    most: int = 1
+    node_rank: int = 0
+    master: tuple[str, int] = ("", 0)
+    timeout: float = 300.0
+    rejoin_timeout: float = 60.0
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of hosts may change."""
+        return self.least < self.most
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds after which too few hosts end the launch."""
+        return (
+            max(self.timeout, self.rejoin_timeout) if self.is_elastic else self.timeout
         )
-    return _join(ports, node_rank, master, shared_token, deadline, check, say)
 
 
-class Gathering:
-    """The first host's side: who has come so far."""
+class Host(Protocol):
+    """A host of a launch, as its launcher sees it."""
 
-    def __init__(self, ports: list[int], *, nnodes: int, host: str, token: str) -> None:
-        self._nnodes = nnodes
-        self._token = token
-        self._lock = threading.Lock()
-        self._hosts = {0: _addresses(host, ports)}
-        self._channels: dict[int, Channel] = {}
+    def __enter__(self) -> "Host":
+        """Opens what the other hosts need."""
 
-    def take(self, channel: Channel) -> bool:
-        """Takes a host in; returns False if it is none of this run."""
-        message = channel.receive(_MAX_REQUEST)
-        if self._token and not channel.is_proven:
-            return False
-        rank, ports = message.get("node_rank"), message.get("ports")
-        if not _is_whole(rank, below=self._nnodes) or rank == 0:
-            return False
-        if not isinstance(ports, list) or not 0 < len(ports) <= _MAX_WORKERS:
-            return False
-        if not all(_is_whole(port, below=1 << 16) and port for port in ports):
-            return False
-        with self._lock:
-            if rank in self._channels:  # it has come again
-                self._channels[rank].close()
-            self._hosts[rank] = _addresses(channel.peer_address, ports)
-            self._channels[rank] = channel
-        return True
-
-    def run(
+    def __exit__(
         self,
-        port: int,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes it."""
+
+    def agree(self, ports: list[int]) -> Agreement:
+        """Returns when all that take part know where all workers are.
+
+        Args:
+          ports: that this host's workers can have.
+
+        Raises:
+          PeerError: other hosts did not come in time, or the wait was stopped.
+          LaunchEnded: the first host's launcher has ended.
+        """
+
+    def has_newcomer(self) -> bool:
+        """Whether a host waits with which more workers could compute."""
+
+    def end(self, code: int) -> None:
+        """Tells the other hosts that this one ends with `code`."""
+
+
+class OneHost:
+    """The only host of a launch."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __enter__(self) -> "OneHost":
+        """Opens nothing."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Closes nothing."""
+
+    def agree(self, ports: list[int]) -> Agreement:
+        """Returns where the workers of this host are."""
+        workers = addresses("127.0.0.1", ports)
+        return Agreement(workers, 0, len(workers), self._token)
+
+    def has_newcomer(self) -> bool:
+        """There are no others."""
+        return False
+
+    def end(self, code: int) -> None:
+        """Tells nobody."""
+
+
+class OtherHost:
+    """A host that is not the first: it goes to the first host's launcher."""
+
+    def __init__(
+        self,
+        options: HostsOptions,
         *,
-        deadline: float,
-        new_token: str,
-        check: Callable[[], None],
+        shared_token: str,
+        is_stopping: Callable[[], bool],
         say: Callable[[str], None],
+    ) -> None:
+        """Connects to nobody yet.
+
+        Args:
+          options: of the launch.
+          shared_token: that all launchers were started with: the first host must know
+            it. Without one, whoever listens there is believed.
+          is_stopping: whether to wait no longer.
+          say: tells a person what is waited for.
+        """
+        self._options = options
+        self._shared_token = shared_token
+        self._is_stopping = is_stopping
+        self._say = say
+        self._where = f"{options.master[0]}:{options.master[1]}"
+        self._trouble = "no answer"
+        self._heard_since: float | None = None
+        self._has_ended = False
+
+    def __enter__(self) -> "OtherHost":
+        """Opens nothing."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Closes nothing."""
+
+    def has_newcomer(self) -> bool:
+        """Only the first host knows."""
+        return False
+
+    def agree(self, ports: list[int]) -> Agreement:
+        """Tells the first host this host's ports, and learns all workers.
+
+        In an elastic launch it waits without limit once the first host has heard it: a
+        host that comes while a run goes on may have to wait for its next checkpoint, and
+        one that is over for a place.
+        """
+        deadline = time.monotonic() + self._options.timeout
+        reminder, is_unknown = Reminder(), False
+
+        def wait() -> None:
+            if self._is_stopping():
+                raise PeerError("stopped while waiting for the other hosts")
+            if reminder.is_due():
+                self._say(f"waiting for the first host, {self._where}: {self._trouble}")
+
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                return self._ask(ports, seconds=left, wait=wait)
+            except (OSError, ValueError) as error:
+                self._trouble = describe_trouble(error)
+                if isinstance(error, socket.gaierror) and not is_unknown:
+                    is_unknown = True  # told at once: it may be misspelt
+                    self._say(
+                        f"waiting for the first host, {self._where}: {self._trouble}"
+                    )
+            if self._heard_since is not None:  # that time does not count
+                deadline += time.monotonic() - self._heard_since
+                self._heard_since = None
+            wait()
+            time.sleep(0.2)
+        raise PeerError(
+            f"--master_addr: {self._where} was not reached within --cluster_timeout: "
+            f"{self._trouble}"
+        )
+
+    def end(self, code: int) -> None:
+        """Tells the first host, if it is there, not to wait for this one."""
+        if code == 0 or self._has_ended:
+            return
+        seconds = _FAREWELL_SECONDS
+        with (
+            contextlib.suppress(OSError, ValueError),
+            self._connect(seconds) as channel,
+        ):
+            channel.send({"node_rank": self._options.node_rank, "leaves": True})
+
+    def _connect(self, seconds: float) -> contextlib.closing[Channel]:
+        channel = connect(
+            self._options.master, token=self._shared_token, seconds=seconds
+        )
+        return contextlib.closing(channel)
+
+    def _ask(
+        self, ports: list[int], *, seconds: float, wait: Callable[[], None]
     ) -> Agreement:
-        """Waits for all hosts and answers them."""
-        reminder = Reminder()
-        try:
-            with listen(port, self.take, token=self._token):
-                while missing := ", ".join(map(str, self.missing())):
-                    check()
-                    if time.monotonic() > deadline:
-                        raise PeerError(
-                            f"--nnodes: host {missing} of {self._nnodes} did not come "
-                            "within --cluster_timeout"
-                        )
-                    if reminder.is_due():
-                        say(f"waiting on port {port} for host {missing}")
-                    time.sleep(0.05)
-        except OSError as error:
-            raise PeerError(
-                f"--master_port: cannot listen on {port}: {error.strerror}"
-            ) from error
-        token = self._token or new_token
-        hosts = [self._hosts[rank] for rank in range(self._nnodes)]
-        answer: dict[str, Any] = {"hosts": hosts}
-        if not self._token:
-            answer["token"] = token
-        for channel in self._channels.values():
-            with contextlib.suppress(OSError, ValueError):
-                channel.restart_clock()
-                channel.send(answer)
-            channel.close()
-        return _agreement(hosts, node_rank=0, token=token)
-
-    def missing(self) -> list[int]:
-        """Returns the hosts that have not come yet."""
-        return sorted(set(range(self._nnodes)) - self._hosts.keys())
+        with self._connect(seconds) as channel:
+            channel.send({"node_rank": self._options.node_rank, "ports": ports})
+            self._trouble = "not all hosts have come"
+            if self._options.is_elastic:
+                channel.restart_clock(_UNLIMITED)
+                self._heard_since = time.monotonic()
+            answer = channel.receive(_MAX_ANSWER, check=wait)
+            if self._shared_token and not channel.is_proven:
+                raise ValueError("it does not know the launch's token")
+        if is_whole(code := answer.get("ended"), below=256):
+            self._has_ended = True
+            raise LaunchEnded(code)
+        return _checked_agreement(answer, ports, shared_token=self._shared_token)
 
 
-def _join(
-    ports: list[int],
-    node_rank: int,
-    master: tuple[str, int],
-    shared_token: str,
-    deadline: float,
-    check: Callable[[], None],
-    say: Callable[[str], None],
+def _checked_agreement(
+    answer: dict[str, Any], ports: list[int], *, shared_token: str
 ) -> Agreement:
-    trouble, is_unknown = "no answer", False
-    reminder = Reminder()
-    where = f"{master[0]}:{master[1]}"
-
-    def wait() -> None:
-        check()
-        if reminder.is_due():
-            say(f"waiting for the first host, {where}: {trouble}")
-
-    while (left := deadline - time.monotonic()) > 0:
-        try:
-            channel = connect(master, token=shared_token, seconds=left)
-            with contextlib.closing(channel):
-                channel.send({"node_rank": node_rank, "ports": ports})
-                trouble = "not all hosts have come"
-                # The answer comes when all hosts are there.
-                answer = channel.receive(_MAX_ANSWER, check=wait)
-                if shared_token and not channel.is_proven:
-                    raise ValueError("it does not know the launch's token")
-                token = shared_token or str(answer.get("token", ""))
-                hosts = _checked_hosts(answer.get("hosts"), node_rank, len(ports))
-                return _agreement(hosts, node_rank=node_rank, token=token)
-        except (OSError, ValueError) as error:
-            trouble = describe_trouble(error)
-            if isinstance(error, socket.gaierror) and not is_unknown:
-                is_unknown = True  # told at once: it may be misspelt
-                say(f"waiting for the first host, {where}: {trouble}")
-        wait()
-        time.sleep(0.2)
-    raise PeerError(
-        f"--master_addr: {where} was not reached within --cluster_timeout: {trouble}"
-    )
-
-
-def _checked_hosts(hosts: object, node_rank: int, num_workers: int) -> list[list[str]]:
     """Checks what the first host's launcher sent; raises `ValueError`."""
-    if not isinstance(hosts, list) or not all(isinstance(h, list) for h in hosts):
-        raise ValueError("its answer has no lists of workers")
-    for worker in [worker for host in hosts for worker in host]:
-        split_address(str(worker))
-    if len(hosts) <= node_rank or len(hosts[node_rank]) != num_workers:
+    workers = answer.get("workers")
+    first, count = answer.get("first_rank"), answer.get("num_workers")
+    if not isinstance(workers, list):
+        raise ValueError("its answer has no list of workers")
+    found = [split_address(str(worker))[1] for worker in workers]
+    if not is_whole(first, below=len(found)) or not is_whole(count, below=1 << 16):
+        raise ValueError("its answer lacks this host's place")
+    if not count or found[first : first + count] != ports[:count]:
         raise ValueError("its answer lacks this host's workers")
-    return [[str(worker) for worker in host] for host in hosts]
+    token = shared_token or str(answer.get("token", ""))
+    return Agreement([str(worker) for worker in workers], first, count, token)
 
 
-def _agreement(hosts: list[list[str]], *, node_rank: int, token: str) -> Agreement:
-    return Agreement(
-        workers=[worker for host in hosts for worker in host],
-        first_rank=sum(map(len, hosts[:node_rank])),
-        token=token,
-    )
-
-
-def _is_whole(value: object, *, below: int) -> TypeGuard[int]:
+def is_whole(value: object, *, below: int) -> TypeGuard[int]:
+    """Whether this, which anybody may have sent, is a whole number from 0."""
     return isinstance(value, int) and value is not True and 0 <= value < below
 
 
-def _addresses(host: str, ports: list[int]) -> list[str]:
+def addresses(host: str, ports: list[int]) -> list[str]:
+    """Returns `host:port` for each port."""
     return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for port in ports]

@@ -6,6 +6,7 @@ from mnist_dist.cluster.worker_group import Worker
 from mnist_dist.errors import EXIT_STOPPED
 
 FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0  # seconds before a restart
+_MOST_FRUITLESS = 3  # starts in a row without a new checkpoint, whoever was the cause
 
 
 class Restarts:
@@ -31,6 +32,7 @@ class Restarts:
         self._checkpoints: frozenset[str] = frozenset()
         self._failed_rank: int | None = None
         self._is_repeated = False
+        self._num_fruitless = 0
 
     def begin_attempt(self) -> None:
         """Is called before the workers are started."""
@@ -40,6 +42,7 @@ class Restarts:
         """Takes a failure into account."""
         has_moved = self._list_checkpoints() != self._checkpoints
         self.delay = FIRST_DELAY if has_moved else min(2 * self.delay, LONGEST_DELAY)
+        self._num_fruitless = 0 if has_moved else self._num_fruitless + 1
         # One that only lost the others is not the cause.
         rank = failed.rank if failed.exit_code() != EXIT_STOPPED else None
         self._is_repeated = (
@@ -47,9 +50,10 @@ class Restarts:
         )
         self._failed_rank = rank
 
-    def forget_rank(self) -> None:
-        """Is called when ranks change: the next failure is another worker's."""
+    def begin_with_fewer(self) -> None:
+        """Is called when a worker is given up: other workers have its rank now."""
         self._failed_rank = None
+        self._num_fruitless = 0
 
     @property
     def is_lost_for_good(self) -> bool:
@@ -59,6 +63,12 @@ class Restarts:
         a new checkpoint in between.
         """
         return self._is_repeated or self.is_last
+
+    @property
+    def is_fruitless(self) -> bool:
+        """Whether too many starts in a row have made no checkpoint, as far as is known."""
+        is_known = self._model_dir is not None and "://" not in self._model_dir
+        return is_known and self._num_fruitless > max(self._max, _MOST_FRUITLESS)
 
     @property
     def is_last(self) -> bool:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from mnist_dist.cluster.stop_request import STOP_SIGNALS, stop_signals
@@ -20,6 +20,7 @@ from mnist_dist.files.local import open_to_write
 STOP_SECONDS = 60.0  # that a worker may take to save after a signal
 LOST_SECONDS = 2.0  # that a worker may take to end after another has failed
 ORPHAN_SECONDS = 10.0  # that a worker may take to save after the launcher has died
+NEWCOMER_SIGNAL = signal.SIGUSR1  # has the workers save and end, for a start with more
 _LAST_WORDS = 200  # lines
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
@@ -92,6 +93,7 @@ def run_workers(
     environments: Sequence[Mapping[str, str]],
     model_dir: str | None,
     stop: StopSignals,
+    is_stop_wanted: Callable[[], bool] = lambda: False,
 ) -> Worker | None:
     """Runs the workers, passes their output on, and ends all when one fails.
 
@@ -100,6 +102,8 @@ def run_workers(
       environments: of the workers, in the same order.
       model_dir: output is kept in its `logs`; None keeps none.
       stop: what it notes is passed on.
+      is_stop_wanted: asked several times a second; when it says so the workers get
+        `NEWCOMER_SIGNAL`, once, and as much time as they need.
 
     Returns:
       The worker that failed first, when all have ended; or None.
@@ -107,7 +111,7 @@ def run_workers(
     workers: list[Worker] = []
     failed: list[Worker] = []
     deadline = float("inf")
-    is_told = False
+    is_told = is_asked_to_stop = False
     with _watchdog() as watchdog:
         try:
             for rank, environment in zip(commands, environments, strict=True):
@@ -129,6 +133,10 @@ def run_workers(
                         deadline = time.monotonic() + STOP_SECONDS
                         for worker in running:
                             worker.kill(stop.signal)
+                    if not is_asked_to_stop and is_stop_wanted():
+                        is_asked_to_stop = True
+                        for worker in running:
+                            worker.kill(NEWCOMER_SIGNAL)
                     for worker in [w for w in running if w.process.poll() is not None]:
                         running.remove(worker)
                         if worker.process.returncode:

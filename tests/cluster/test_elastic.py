@@ -1,4 +1,4 @@
-"""A launch that loses workers goes on with those that are left, to the same bits."""
+"""A launch whose workers or hosts come and go, and that ends with the same bits."""
 
 import json
 import os
@@ -8,11 +8,12 @@ import time
 import pytest
 from disturbed_run import assert_same_training
 from launched_workers import workers_of
+from separate_hosts import separate_hosts
 from small_mnist import small_mnist
 
 from mnist_dist.run.checkpoints import list_checkpoints, load_arrays
 
-STEPS = 300
+STEPS = 600
 FLAGS = [
     f"--data_dir={small_mnist()}",
     "--model=mlp",
@@ -22,7 +23,7 @@ FLAGS = [
     "--num_microbatches=6",
     "--checkpoint_interval=20",
     "--summary_interval=100",
-    "--eval_interval=150",
+    "--eval_interval=300",
     "--enable_xla=off",
     "--noexport",
 ]
@@ -96,3 +97,45 @@ def test_three_workers_then_two_then_one_give_the_bits_of_one_device(
     finally:
         launcher.kill(signal.SIGKILL)
     assert_same_run(tmp_path, one_device)
+
+
+@pytest.fixture
+def hosts():
+    with separate_hosts(4) as four:
+        yield four
+
+
+@pytest.mark.slow
+def test_host_is_lost_and_another_joins_to_the_bits_of_one_device(
+    hosts, fork_server, one_device, tmp_path
+):
+    def start(host, *, node_rank):
+        options = {"least": 2, "most": 3, "node_rank": node_rank, "timeout": 90.0}
+        options |= {"master": (hosts.addresses[0], 29400), "rejoin_timeout": 5.0}
+        # Each host has a disk of its own.
+        return start_launch(
+            *(fork_server, tmp_path / str(host)),
+            **{"num_workers": 1, "hosts": options, "network": hosts.names[host]},
+        )
+
+    launchers = [start(host, node_rank=host) for host in range(3)]
+    first, run = launchers[0], tmp_path / "0"
+    try:
+        wait_for_line("3 workers on host 0, 1, 2", first)
+        wait_for_step(run, 40, first)
+        hosts.cut(2)  # for good
+        wait_for_line("host 2 has not come; going on without", first)
+        wait_for_line("2 workers on host 0, 1", first)
+        reached = max(list_checkpoints(str(run / "checkpoints")))
+        wait_for_step(run, reached + 20, first)
+        launchers.append(start(3, node_rank=2))
+        wait_for_line("another host has come: starting again with it", first)
+        ended = [launchers[host] for host in (0, 1, 3)]
+        codes = [launcher.wait() for launcher in ended]
+        assert codes == [0, 0, 0], [launcher.stderr() for launcher in ended]
+    finally:
+        for launcher in launchers:
+            launcher.kill(signal.SIGKILL)
+    assert first.stderr().count("3 workers on host 0, 1, 2") == 2
+    assert not any((tmp_path / host / "checkpoints").exists() for host in "123")
+    assert_same_run(run, one_device)

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from mnist_dist.cluster.rendezvous import HostsOptions
 from mnist_dist.cluster.stop_request import STOP_SIGNALS
 from mnist_dist.launch import split_command
 
@@ -50,6 +51,7 @@ def start(tmp_path):
             # The tests may run under nohup.
             "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
             "from mnist_dist.cluster import restarts, worker_group\n"
+            "from mnist_dist.cluster.rendezvous import HostsOptions\n"
             "restarts.FIRST_DELAY = 0.05\n"
             f"worker_group.STOP_SECONDS = {stop_seconds}\n"
             "worker_group.ORPHAN_SECONDS = 1.0\n"
@@ -385,7 +387,7 @@ def test_output_that_nobody_takes_ends_no_worker(output, tmp_path):
 def test_hosts_agree_on_all_workers(start):
     master = ("127.0.0.1", free_port())
     hosts = [
-        start("", nnodes=2, node_rank=r, master=master, num_workers=n, timeout=20.0)
+        start("", hosts=HostsOptions(2, 2, r, master, 20.0), num_workers=n)
         for r, n in ((1, 1), (0, 2))
     ]
     assert [finish(p)[0] for p in hosts] == [0, 0]
@@ -397,9 +399,7 @@ def test_hosts_agree_on_all_workers(start):
 
 @pytest.mark.parametrize("node_rank", [0, 1])
 def test_signal_ends_the_wait_for_other_hosts(start, node_rank):
-    process = start(
-        "", nnodes=2, node_rank=node_rank, master=("127.0.0.1", free_port())
-    )
+    process = start("", hosts=HostsOptions(2, 2, node_rank, ("127.0.0.1", free_port())))
     wait_for(lambda: handles(process.pid, signal.SIGTERM))
     process.send_signal(signal.SIGTERM)
     assert "stopped while waiting for the other hosts" in finish(process)[2]

@@ -1,81 +1,38 @@
-"""Two workers on two hosts: network namespaces, each with a network card of its own."""
+"""Two workers on two hosts, of which one is cut off."""
 
-import contextlib
-import os
-import shutil
 import signal
-import subprocess
 import time
 
 import pytest
 from disturbed_run import FLAGS, STEPS, assert_same_training
+from separate_hosts import separate_hosts
 
 from mnist_dist.run.checkpoints import list_checkpoints, load_arrays
 
 PEER_TIMEOUT = 5
-ADDRESSES = ("10.77.0.1", "10.77.0.2")
 
 
-def ip(*arguments):
-    result = subprocess.run(["ip", *arguments], capture_output=True, text=True)
-    if result.returncode:
-        raise OSError(result.stderr)
-
-
-class Hosts:
-    """Two namespaces joined by one cable."""
-
-    def __init__(self):
-        self.names = [f"mnist-{os.getpid()}-{i}" for i in range(2)]
-        for name in self.names:
-            ip("netns", "add", name)
-        ip(
-            *("link", "add", "eth0", "netns", self.names[0], "type", "veth"),
-            *("peer", "name", "eth0", "netns", self.names[1]),
+def start(hosts, fork_server, folder):
+    """Starts a worker on each host; each has a disk of its own."""
+    workers = ",".join(f"{address}:2222" for address in hosts.addresses)
+    return [
+        fork_server.start(
+            "mnist_dist.train",
+            f"--model_dir={folder}/{rank}",
+            f"--worker_hosts={workers}",
+            f"--task_index={rank}",
+            f"--peer_timeout={PEER_TIMEOUT}",
+            *FLAGS,
+            network=name,
         )
-        for name, address in zip(self.names, ADDRESSES, strict=True):
-            ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
-        self.connect()
-
-    def connect(self):
-        for name in self.names:
-            ip("-n", name, "link", "set", "lo", "up")
-            ip("-n", name, "link", "set", "eth0", "up")
-
-    def cut(self):
-        ip("-n", self.names[0], "link", "set", "eth0", "down")
-
-    def close(self):
-        for name in self.names:
-            with contextlib.suppress(OSError):
-                ip("netns", "delete", name)
-
-    def start(self, fork_server, folder):
-        """Starts a worker on each host; each has a disk of its own."""
-        return [
-            fork_server.start(
-                "mnist_dist.train",
-                f"--model_dir={folder}/{rank}",
-                f"--worker_hosts={','.join(f'{a}:2222' for a in ADDRESSES)}",
-                f"--task_index={rank}",
-                f"--peer_timeout={PEER_TIMEOUT}",
-                *FLAGS,
-                network=name,
-            )
-            for rank, name in enumerate(self.names)
-        ]
+        for rank, name in enumerate(hosts.names)
+    ]
 
 
 @pytest.fixture
 def hosts():
-    if not shutil.which("ip"):
-        pytest.skip("no ip: tools/test.sh --system-packages installs iproute2")
-    try:
-        pair = Hosts()
-    except OSError as error:
-        pytest.skip(f"network namespaces need root: {error}")
-    yield pair
-    pair.close()
+    with separate_hosts(2) as pair:
+        yield pair
 
 
 def wait_for_checkpoint(folder, chief):
@@ -89,10 +46,10 @@ def wait_for_checkpoint(folder, chief):
 def test_cut_link_ends_both_in_time_and_a_relaunch_goes_on(
     hosts, fork_server, undisturbed, tmp_path
 ):
-    workers = hosts.start(fork_server, tmp_path)
+    workers = start(hosts, fork_server, tmp_path)
     try:
         wait_for_checkpoint(tmp_path, workers[0])
-        hosts.cut()
+        hosts.cut(0)
         began = time.monotonic()
         codes = [worker.wait() for worker in workers]
         seconds = time.monotonic() - began
@@ -105,8 +62,8 @@ def test_cut_link_ends_both_in_time_and_a_relaunch_goes_on(
     reached = list_checkpoints(str(tmp_path / "0" / "checkpoints"))[0]
     assert 100 <= reached < STEPS
 
-    hosts.connect()
-    workers = hosts.start(fork_server, tmp_path)
+    hosts.connect(0)
+    workers = start(hosts, fork_server, tmp_path)
     codes = [worker.wait() for worker in workers]
     assert codes == [0, 0], [worker.stderr() for worker in workers]
     found = load_arrays(f"{tmp_path}/0/checkpoints/ckpt-{STEPS}")

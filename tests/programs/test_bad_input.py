@@ -389,6 +389,13 @@ BAD_FLAGS = [
     ("launch", ["--", NEW, "--task_index=1"], "--task_index: found one after the --, expected neither"),
     ("launch", ["--", NEW, "stray"], "unexpected argument 'stray'"),
     ("launch", ["--nnodes=2", "--", NEW], "--master_addr: found nothing, expected"),
+    ("launch", ["--nnodes=3:2", "--", NEW], "--nnodes: found '3:2'", "as in 2:4"),
+    ("launch", ["--nnodes=0:4", "--", NEW], "--nnodes: found '0:4'", "as in 2:4"),
+    ("launch", ["--nnodes=many", "--", NEW], "--nnodes: found 'many'", "as in 2:4"),
+    ("launch", ["--nnodes=1:4", "--master_addr=a", "--", NEW, "--global_batch_size=48", "--num_microbatches=6"], "--nnodes: found 4", "expected 0 or one of 8, 16"),
+    ("launch", ["--rejoin_timeout=5", "--", NEW], "--rejoin_timeout: found it with --nnodes=1", "MIN:MAX"),
+    ("launch", ["--min_workers=3", "--", NEW], "--min_workers: found 3 of 2", "1 to 2"),
+    ("launch", ["--num_workers=6", "--min_workers=4", "--", NEW, "--global_batch_size=48", "--num_microbatches=6"], "--min_workers: found 4", "one of 4, 8"),
 ]  # fmt: skip
 
 

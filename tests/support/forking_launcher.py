@@ -2,7 +2,7 @@
 
   python tests/support/forking_launcher.py JSON --model_dir=DIR FLAGS OF train
 
-JSON holds keywords of `launch`, as {"num_workers": 2}.
+JSON holds keywords of `launch`, as {"num_workers": 2, "hosts": {"least": 2, "most": 3}}.
 
 Forked is all that differs: processes, pipes, signals and restarts are the launcher's
 own.
@@ -18,6 +18,7 @@ from forked import import_everything, run_module
 
 from mnist_dist.cluster import restarts, worker_group
 from mnist_dist.cluster.launcher import launch
+from mnist_dist.cluster.rendezvous import HostsOptions
 
 
 class ForkingPopen(subprocess.Popen):
@@ -48,12 +49,17 @@ if __name__ == "__main__":
     subprocess.Popen = ForkingPopen
     restarts.FIRST_DELAY = 0.1
     worker_group.LOST_SECONDS = 0.5
-    keywords, model_dir, *flags = sys.argv[1:]
+    text, model_dir, *flags = sys.argv[1:]
+    keywords = {"num_workers": 2, "max_restarts": 0, "uses_gpus": False}
+    keywords |= json.loads(text)
+    master = keywords.get("hosts", {}).get("master")
+    if master:
+        keywords["hosts"]["master"] = tuple(master)
+    keywords["hosts"] = HostsOptions(**keywords.get("hosts", {}))
     sys.exit(
         launch(
             [sys.executable, "-m", "mnist_dist.train", model_dir, *flags],
-            **{"num_workers": 2, "max_restarts": 0, "uses_gpus": False}
-            | json.loads(keywords),
+            **keywords,
             model_dir=model_dir.removeprefix("--model_dir="),
         )
     )

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mnist_dist.cluster import rendezvous
+from mnist_dist.cluster.first_host import FirstHost
 from mnist_dist.cluster.meeting import Meeting
 from mnist_dist.cluster.membership import Cluster, split_address
 from mnist_dist.cluster.messages import connect, listen, parse_object
-from mnist_dist.cluster.rendezvous import Gathering
+from mnist_dist.cluster.rendezvous import HostsOptions
 
 WORKERS = ("127.0.0.1:1001", "127.0.0.1:1002")
 GREETING = {"workers": list(WORKERS), "rank": 1, "greeting": {"seed": 1}}
@@ -123,14 +124,21 @@ def send(port, data):
 
 
 @settings(max_examples=200, deadline=None, database=None)
-@given(answer=json_values | st.lists(st.lists(st.sampled_from(["a:1", "b:2", "", 7]))))
-def test_any_list_of_hosts_is_workers_or_refused(answer):
+@given(
+    workers=json_values | st.lists(st.sampled_from([*WORKERS, "", 7]), max_size=3),
+    first=json_values | st.integers(-1, 2),
+    count=json_values | st.integers(-1, 2),
+)
+def test_any_answer_has_this_hosts_workers_or_is_refused(workers, first, count):
+    answer = {"workers": workers, "first_rank": first, "num_workers": count}
     try:
-        hosts = rendezvous._checked_hosts(answer, 0, 1)
+        found = rendezvous._checked_agreement(answer, [1001, 1002], shared_token="")
     except ValueError:
         return
-    assert len(hosts[0]) == 1
-    for worker in [worker for host in hosts for worker in host]:
+    mine = found.workers[found.first_rank :][: found.num_workers]
+    ports = [split_address(worker)[1] for worker in mine]
+    assert ports == [1001, 1002][: found.num_workers] != []
+    for worker in found.workers:
         split_address(worker)
 
 
@@ -139,8 +147,15 @@ def test_any_bytes_do_no_harm(token, monkeypatch):
     raised = []
     monkeypatch.setattr(threading, "excepthook", raised.append)
     meeting = Meeting(Cluster("test", WORKERS, 0), greeting={"seed": 1}, token=token)
-    gathering = Gathering([1001], nnodes=2, host="127.0.0.1", token=token)
     ports = free_port(), free_port()
+    first_host = FirstHost(
+        HostsOptions(2, 2, 0, ("127.0.0.1", ports[1]), timeout=10.0),
+        shared_token=token,
+        new_token="",
+        fits=lambda num_workers: True,
+        is_stopping=lambda: False,
+        say=lambda text: None,
+    )
 
     # FUZZ_EXAMPLES=100000 tries so many, as in test_fuzzed_files.py.
     @settings(
@@ -153,10 +168,7 @@ def test_any_bytes_do_no_harm(token, monkeypatch):
         for port in ports:
             send(port, beginning + line + b"\n")
 
-    with (
-        listen(ports[0], meeting.reply, token=token),
-        listen(ports[1], gathering.take, token=token),
-    ):
+    with listen(ports[0], meeting.reply, token=token), first_host:
         fuzz()
         assert meeting.difference is None
         with contextlib.closing(connect(("127.0.0.1", ports[0]), token=token)) as peer:
@@ -164,9 +176,6 @@ def test_any_bytes_do_no_harm(token, monkeypatch):
             assert peer.receive(1 << 16) == GREETING | {"rank": 0}
         channel = connect(("127.0.0.1", ports[1]), token=token)
         channel.send({"node_rank": 1, "ports": [1002]})
-        deadline = time.monotonic() + 10
-        while gathering.missing():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        assert first_host.agree([1001]).workers == list(WORKERS)
         channel.close()
     assert raised == []
