@@ -54,10 +54,12 @@ def begin_run(options: TrainingOptions) -> tuple[HostLoop, Recorder]:
         **options.pick("model_dir restore overwrite override_config init_from dry_run"),
     )
     assert start is not None  # no dry run
+    cluster = Cluster("one worker")
     loop = create_host_loop(
         job,
-        num_workers=1,
-        watch=ProgressWatch(Cluster("one worker"), seconds=0),
+        cluster=cluster,
+        with_logits=False,
+        watch=ProgressWatch(cluster, seconds=0),
         profile_dir=None,
         is_stop_requested=lambda: False,
         **options.pick("global_batch_size seed statistics_batches"),

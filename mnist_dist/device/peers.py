@@ -47,6 +47,25 @@ def broadcast_from_chief(
     return received
 
 
+def merge_shares(
+    strategy: tf.distribute.Strategy, share: np.ndarray, *, cluster: Cluster
+) -> np.ndarray:
+    """Returns what each worker has a share of, whole on all of them, bit for bit.
+
+    Args:
+      strategy: of all workers, which must all call it.
+      share: this worker's; all bits are 0 where another has its own.
+      cluster: the workers.
+    """
+    if not _has_peers(strategy):
+        return share
+    data = share.tobytes()
+    words = np.frombuffer(data + b"\0" * (-len(data) % 8), np.int64)
+    per_worker = strategy.num_replicas_in_sync // cluster.num_workers
+    words = _add_up(strategy, words, replicas_between=per_worker)
+    return np.frombuffer(words.tobytes(), share.dtype, share.size).reshape(share.shape)
+
+
 def gather_texts(
     strategy: tf.distribute.Strategy, text: str, *, cluster: Cluster
 ) -> list[str]:

@@ -20,7 +20,6 @@ from tensorboard.plugins.hparams.summary import session_end_pb
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
-from mnist_dist.artifacts.verification import inference_logits
 from mnist_dist.data import Dataset, ExampleStream
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.evaluation.classification_report import create_classification_report
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 ACTIVITIES = ("input", "step", "evaluation", "checkpoint", "host")
 _GRID = 6  # augmented images, a row and a column
 _GIB = 1 << 30
-_BATCH = 500  # images whose answers are computed at a time
 # Charts of the custom scalars, by category: their titles, and patterns of tags.
 _CHARTS = {
     "Progress": {"accuracy": ["^accuracy$"], "loss": ["^loss$"]},
@@ -129,8 +127,13 @@ class Board:
             summary.MergeFrom(scalar_pb(name, value))
         self._log.write_summary("train", summary, step=step)
 
-    def show_weights(self, step: int) -> None:
-        """Shows the first layer's filters; in full detail all weights, and answers."""
+    def show_evaluation(self, step: int, logits: np.ndarray | None) -> None:
+        """Shows the first layer's filters; in full detail all weights, and answers.
+
+        Args:
+          step: updates done.
+          logits: of the evaluated split, as `compute_logits` returns them; None: none.
+        """
         weights = self._state.inference_weights()
         summary = Summary()
         kernel = next((v.numpy() for v in weights if v.shape.rank > 1), np.zeros([0]))
@@ -140,7 +143,8 @@ class Board:
         if self._options.summary_detail == "full":
             for path, variable in zip(self._state.weight_paths, weights, strict=True):
                 summary.MergeFrom(histogram_pb(f"weights/{path}", variable.numpy()))
-            summary.MergeFrom(self._summarize_answers())
+        if logits is not None:
+            summary.MergeFrom(self._summarize_answers(logits))
         self._log.write_summary("eval", summary, step=step)
 
     def show_end(self, step: int, *, has_failed: bool) -> None:
@@ -152,15 +156,8 @@ class Board:
         summary = Summary.FromString(session_end_pb(status).SerializeToString())
         self._log.write_summary("eval", summary, step=step + 1)
 
-    def _summarize_answers(self) -> Summary:
-        """Evaluates once more, for what an evaluation's sums do not tell."""
+    def _summarize_answers(self, logits: np.ndarray) -> Summary:
         split = self._dataset.evaluation
-        logits = np.concatenate(
-            [
-                inference_logits(self._state, split.images[first : first + _BATCH])
-                for first in range(0, len(split.labels), _BATCH)
-            ]
-        )
         log_probabilities = tf.nn.log_softmax(logits).numpy()
         probabilities = np.exp(log_probabilities)
         report = create_classification_report(

@@ -6,9 +6,10 @@ alone reads and writes the run's directory.
 """
 
 import contextlib
-import functools
 import math
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import numpy as np
 import tensorflow as tf
@@ -59,6 +60,7 @@ class HostLoop:
         control: Control,
         profile: StepProfile,
         watch: ProgressWatch,
+        compute_logits: Callable[..., np.ndarray] | None,
     ) -> None:
         self.step = 0
         self.best = Best()
@@ -75,6 +77,7 @@ class HostLoop:
         self._control = control
         self._profile = profile
         self._watch = watch
+        self._compute_logits = compute_logits
         self._evaluated_step = -1
         self._train_seconds, self._train_examples = 0.0, 0
         self._stopwatch = Stopwatch()
@@ -189,6 +192,9 @@ class HostLoop:
         """Evaluates, records the result, and keeps the weights if they are the best."""
         with self._stopwatch.measuring("evaluation"):
             result = self._evaluate_weights()
+            logits = None
+            if self._compute_logits:
+                logits = self._compute_logits(around_call=self._around_call)
         self._evaluated_step = self.step
         is_best = self.best.note(result.accuracy, self.step)
         if recorder is None:
@@ -201,6 +207,7 @@ class HostLoop:
                 accuracy=result.accuracy,
                 split=self._evaluation.name,
                 num_examples=result.num_examples,
+                logits=logits,
             )
         if is_best:
             with self._stopwatch.measuring("checkpoint"):
@@ -220,8 +227,11 @@ class HostLoop:
             self._evaluate_loop,
             self._evaluation,
             num_replicas=self._strategy.num_replicas_in_sync,
-            around_call=functools.partial(self._watch.call, self.step),
+            around_call=self._around_call,
         )
+
+    def _around_call(self) -> AbstractContextManager[None]:
+        return self._watch.call(self.step)
 
     def _summarize(self, recorder: Recorder | None) -> None:
         """Records the training metrics since the last time."""

@@ -1,10 +1,12 @@
 """What a run computes, on what and with what: built from the options, before it begins."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import tensorflow as tf
 
+from mnist_dist.cluster.membership import Cluster
 from mnist_dist.data import Dataset
 from mnist_dist.device import xla
 from mnist_dist.device.batch_statistics import (
@@ -19,6 +21,7 @@ from mnist_dist.device.train_state import TrainState
 from mnist_dist.modeling import networks, optimizers
 from mnist_dist.modeling.optimizers import Schedule
 from mnist_dist.run.plan import RunPlan
+from mnist_dist.training.answers import compute_logits
 from mnist_dist.training.batches import Batches
 from mnist_dist.training.control import Control
 from mnist_dist.training.host_loop import HostLoop
@@ -137,7 +140,8 @@ def create_host_loop(
     global_batch_size: int,
     seed: int,
     statistics_batches: int,
-    num_workers: int,
+    cluster: Cluster,
+    with_logits: bool,
     watch: ProgressWatch,
     profile_dir: str | None,
     is_stop_requested: Callable[[], bool],
@@ -150,7 +154,8 @@ def create_host_loop(
       seed: of the order of the examples.
       statistics_batches: over which BatchNormalization's statistics are computed anew
         before an evaluation.
-      num_workers: of the run.
+      cluster: the workers, and which of them this is.
+      with_logits: whether the recorder gets the logits of each evaluation.
       watch: ends this worker if the run makes no progress.
       profile_dir: where the profile of the plan goes; None: this worker writes none.
       is_stop_requested: whether this worker was asked to stop.
@@ -178,10 +183,19 @@ def create_host_loop(
         batches=batches,
         evaluation=evaluation,
         watch=watch,
+        compute_logits=functools.partial(
+            compute_logits,
+            job.state,
+            job.dataset,
+            strategy=job.strategy,
+            cluster=cluster,
+        )
+        if with_logits
+        else None,
         control=Control(
             steps_per_loop=plan.steps_per_loop,
             max_steps=batches.max_steps,
-            num_workers=num_workers,
+            num_workers=cluster.num_workers,
             is_stop_requested=is_stop_requested,
         ),
         profile=StepProfile(

@@ -108,8 +108,9 @@ class Recorder:
         accuracy: float,
         split: str,
         num_examples: int,
+        logits: np.ndarray | None = None,
     ) -> None:
-        """Records an evaluation, and shows it."""
+        """Records an evaluation, and shows it; `logits` as the board takes them."""
         self._saved_step = -1  # a checkpoint of this step does not know the result
         record: dict[str, Any] = {
             "step": step,
@@ -121,7 +122,7 @@ class Recorder:
         }
         self.log.write_eval(**record)
         if self._board:
-            self._board.show_weights(step)
+            self._board.show_evaluation(step, logits)
         self._progress.message(
             f"step {step:,}  {split} accuracy {accuracy:.2%}  loss {loss:.4f}  "
             f"({num_examples:,} images)"

@@ -118,7 +118,8 @@ def _train(
         watch = ProgressWatch(cluster, seconds=options.step_timeout)
         loop = create_host_loop(
             job,
-            num_workers=cluster.num_workers,
+            cluster=cluster,
+            with_logits=options.summary_detail == "full",
             watch=watch,
             profile_dir=f"{options.model_dir}/train" if cluster.is_chief else None,
             is_stop_requested=lambda: stop.signal_name is not None,

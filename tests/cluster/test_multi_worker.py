@@ -16,6 +16,7 @@ import pytest
 from disturbed_run import assert_same_training
 from launched_workers import workers_of
 from small_mnist import small_mnist
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_dist.evaluation.watch_records import load_record
 from mnist_dist.run.checkpoints import list_checkpoints, load_arrays
@@ -125,7 +126,11 @@ def assert_same_bits(found_dir, expected_dir, *, step=None):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--model=mlp", "--enable_xla=on"], ["--model=cnn", "--augment"]]
+    "flags",
+    [
+        ["--model=mlp", "--enable_xla=on", "--summary_detail=full"],
+        ["--model=cnn", "--augment"],
+    ],
 )
 def test_two_workers_give_the_results_of_two_replicas(flags, start, tmp_path):
     flags = [*flags, "--train_steps=10"]
@@ -137,6 +142,10 @@ def test_two_workers_give_the_results_of_two_replicas(flags, start, tmp_path):
     (evaluation,) = evaluations(workers)
     assert [evaluation] == evaluations(replicas)
     assert (evaluation["step"], evaluation["num_examples"]) == (10, 1_000)
+    if "--summary_detail=full" in flags:  # of which each has answered a part
+        (errors,) = EventAccumulator(str(workers / "eval")).Reload().Tensors("errors")
+        found = errors.tensor_proto.float_val[0]
+        assert found == round(1_000 * (1 - evaluation["accuracy"]))
     # The chief alone writes, and says what the run is.
     assert not (workers / "not-for-1").exists()
     assert "worker 0 is chief, this one" in group[0].stdout()
