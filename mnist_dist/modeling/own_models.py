@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,8 @@ import tensorflow as tf
 from absl import logging
 
 from mnist_dist.errors import InputError, OwnCodeError, PeerError, RunError
+
+_BOLD = re.compile(r"\x1b\[[0-9;]*m")  # and its end, which Keras puts into its messages
 
 
 def import_function(name: str) -> Callable[..., keras.Model]:
@@ -192,7 +195,7 @@ def running_own_code(name: str, *, doing: str) -> Iterator[None]:
         raise
     # Nearly anything: the code is the user's.
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = " ".join(_BOLD.sub("", str(error)).split())
         raise OwnCodeError(
             f"--model: {name!r}: {doing}: {type(error).__name__}: {text[:300]}"
         ) from error

@@ -71,7 +71,8 @@ WRONG = {
     "create_dict": "gives 1 outputs (dict), expected one, logits (None, 10)",
     "create_two_inputs": "takes (None, 28, 28, 1) and (None, 28, 28, 1), expected one input, images (None, 28, 28, 1)",
     "create_flat": "takes (None, 784), expected one input, images (None, 28, 28, 1)",
-    "create_too_many_poolings": "it cannot be built: ValueError: ",
+    # Keras 3.12 finds it when the model is traced, later ones when it is built.
+    "create_too_many_poolings": ": ValueError: Exception encountered when calling MaxPooling2D.call(). ",
     "create_name_error": "it cannot be built: NameError: name 'nonsense' is not defined",
     "Dense": "returned Dense, expected a keras.Model",
     "create_hiding": "computes with variables that Keras does not know (scale:0)",
@@ -93,8 +94,11 @@ def test_model_that_cannot_be_trained_is_refused_in_one_line(
     assert repr(name) in message
     assert WRONG[function] in message
     assert "\n" not in message
+    assert "x1b" not in message  # Keras has its own in bold
     is_own_fault = isinstance(caught.value, OwnCodeError)
-    assert is_own_fault == ("cannot be built" in message)
+    assert is_own_fault == (
+        function in ("create_too_many_poolings", "create_name_error")
+    )
 
 
 def test_module_with_a_fault_is_told_from_one_that_is_not_there(tmp_path, monkeypatch):

@@ -253,7 +253,7 @@ def test_missing_file_folder_pipe_and_nul(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert "No such file" in read_error(tmp_path / "no")
     assert "expected a regular file" in read_error(tmp_path / "pipe")
-    assert "embedded null byte" in read_error("a\0b")
+    assert "embedded null" in read_error("a\0b")  # byte, or character from 3.12 on
     assert "Too many levels" in read_error(link(tmp_path / "loop", tmp_path / "loop"))
 
 
