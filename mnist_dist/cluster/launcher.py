@@ -47,7 +47,8 @@ def launch(
         counts the failures of its own workers.
       model_dir: logs are kept in its `logs`. None is for workers that are no training:
         no logs are kept, and wrong input is not repeated at the end.
-      min_workers: to go on with at least when others are lost for good; None: all.
+      min_workers: to go on with at least when others are lost for good; None: all. For
+        one host.
       fits: whether so many workers can share the batch out equally.
       uses_gpus: whether the GPUs of CUDA_VISIBLE_DEVICES are shared out.
       hosts: which there are, and which this is; None: this one alone.
@@ -121,6 +122,7 @@ def _run_to_the_end(
     stop: StopSignals,
 ) -> int:
     """Starts the workers until nothing is left to do; returns the exit code."""
+    is_first = hosts.node_rank == 0  # the others may see no checkpoint
     while True:
         restarts.begin_attempt()
         failed = _run_once(
@@ -139,7 +141,8 @@ def _run_to_the_end(
         restarts.note(failed)
         ended = f"worker {failed.rank} ended with code {code}"
         is_wrong = code == EXIT_INPUT
-        if hosts.is_elastic and code == EXIT_STOPPED and not restarts.is_fruitless:
+        is_hopeless = is_first and restarts.is_fruitless
+        if hosts.is_elastic and code == EXIT_STOPPED and not is_hopeless:
             say(f"{ended}: another worker is gone; starting again without counting it")
         elif not is_wrong and restarts.is_lost_for_good and places.give_up(failed.rank):
             restarts.begin_with_fewer()
@@ -147,7 +150,7 @@ def _run_to_the_end(
                 f"{ended} and is given up; going on with {len(places.used)} in "
                 f"{restarts.delay:g} s"
             )
-        elif is_wrong or restarts.is_last or restarts.is_fruitless:
+        elif is_wrong or restarts.is_last or is_hopeless:
             say(f"worker {failed.rank} failed first, with code {code}; its last words:")
             for line in failed.last_words():
                 print(line, file=sys.stderr)
@@ -155,8 +158,7 @@ def _run_to_the_end(
         else:
             say(f"{ended}; {restarts.count_one()}")
         # In an elastic launch the first host delays all, and would wait for this one.
-        is_delayed = hosts.node_rank == 0 or not hosts.is_elastic
-        if is_delayed and stop.sleep(restarts.delay):
+        if (is_first or not hosts.is_elastic) and stop.sleep(restarts.delay):
             return EXIT_STOPPED
 
 

@@ -28,7 +28,7 @@ class Places:
         Args:
           num_workers: of this host.
           uses_gpus: whether the GPUs of CUDA_VISIBLE_DEVICES are shared out.
-          min_workers: that must be left when some are given up; None: all.
+          min_workers: that must be left when some are given up; None: none is.
           fits: whether so many workers can share the batch out equally.
 
         Raises:
@@ -36,7 +36,7 @@ class Places:
         """
         self.used = _environments(num_workers, uses_gpus=uses_gpus)
         self._all = list(self.used)
-        self._least = num_workers if min_workers is None else min_workers
+        self._least = min_workers
         self._fits = fits
 
     def give_up(self, index: int) -> bool:
@@ -45,6 +45,8 @@ class Places:
         The others stay as they were: the bits of kernels depend on a worker's number of
         threads.
         """
+        if self._least is None:
+            return False
         left = [*self._all[:index], *self._all[index + 1 :]]
         for count in range(len(left), self._least - 1, -1):
             if self._fits(count):
