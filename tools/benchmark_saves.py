@@ -42,8 +42,13 @@ def begin_run(options: TrainingOptions) -> tuple[HostLoop, Recorder]:
     """Begins a run as `train_model` does, and leaves the steps to the caller."""
     dataset = load_dataset()
     plan = options.plan(len(dataset.train.labels))
+    cluster = Cluster("one worker")
     job = create_job(
-        options, plan, dataset=dataset, strategy=create_strategy("one_device")
+        options,
+        plan,
+        dataset=dataset,
+        strategy=create_strategy("one_device"),
+        cluster=cluster,
     )
     start = restore_run(
         model=job.state.model,
@@ -54,7 +59,6 @@ def begin_run(options: TrainingOptions) -> tuple[HostLoop, Recorder]:
         **options.pick("model_dir restore overwrite override_config init_from dry_run"),
     )
     assert start is not None  # no dry run
-    cluster = Cluster("one worker")
     loop = create_host_loop(
         job,
         cluster=cluster,

@@ -21,6 +21,7 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 from mnist_dist.data import Dataset, ExampleStream
+from mnist_dist.device.step_probe import StepFigures
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.evaluation.classification_report import create_classification_report
 from mnist_dist.evaluation.summaries import summarize_answers, summarize_curves
@@ -43,9 +44,16 @@ _CHARTS = {
     "Speed": {
         "images a second": ["^images_per_second$"],
         "milliseconds a step": ["^perf/step_ms$"],
+        "workers: milliseconds for their share of a step": [
+            "^perf/(fastest|slowest)_worker_ms$"
+        ],
         "share of time": [f"^perf/share_{name}$" for name in ACTIVITIES],
     },
     "Memory": {"GiB": ["^memory/.*$"]},
+    "Gradients": {
+        "norm of all": ["^gradients/global_norm$"],
+        "update to weight": ["^updates/.*$"],
+    },
     "Classes": {"accuracy of each": ["^classes/.*$"]},
 }
 
@@ -104,12 +112,18 @@ class Board:
         log.write_text("command", f"    {shlex.join(sys.argv)}")
         log.write_summary("train", image_pb("batch", self._draw_batch()))
 
-    def show_times(self, step: int, seconds: Mapping[str, float]) -> None:
+    def show_interval(
+        self,
+        step: int,
+        seconds: Mapping[str, float],
+        figures: StepFigures | None,
+    ) -> None:
         """Shows the time and memory of the steps since the last call.
 
         Args:
           step: updates done.
           seconds: since the last call, by activity, as `Stopwatch.take` returns them.
+          figures: of the next step; None: not measured.
         """
         total = sum(seconds.values()) or 1.0
         scalars = {
@@ -122,6 +136,8 @@ class Board:
         scalars |= measure_memory()
         if self._state.loss_scale is not None:
             scalars["optimizer/loss_scale"] = float(self._state.loss_scale[0])
+        if figures:
+            scalars |= describe_step(figures, clips=self._options.clip_global_norm > 0)
         summary = Summary()
         for name, value in scalars.items():
             summary.MergeFrom(scalar_pb(name, value))
@@ -211,6 +227,29 @@ def create_layout() -> Summary:
         ]
     )
     return Summary.FromString(custom_scalar_pb(layout).SerializeToString())
+
+
+def describe_step(figures: StepFigures, *, clips: bool) -> dict[str, float]:
+    """Returns the figures of a step by their tags; those that are not finite are left out.
+
+    Args:
+      figures: as a `StepProbe` measures them.
+      clips: whether the run clips gradients.
+    """
+    scalars = {"gradients/global_norm": figures.gradient_norm}
+    if clips:
+        scalars["gradients/clip_factor"] = figures.clip_factor
+    for path, ratio in figures.update_ratios.items():
+        scalars[f"updates/{path}"] = ratio
+    seconds = figures.worker_seconds
+    if len(seconds) > 1:
+        for name, rank in (
+            ("fastest", int(np.argmin(seconds))),
+            ("slowest", int(np.argmax(seconds))),
+        ):
+            scalars[f"perf/{name}_worker"] = rank
+            scalars[f"perf/{name}_worker_ms"] = 1000 * seconds[rank]
+    return {name: value for name, value in scalars.items() if np.isfinite(value)}
 
 
 def measure_memory() -> dict[str, float]:

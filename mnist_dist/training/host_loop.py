@@ -19,6 +19,7 @@ from mnist_dist.device.evaluate_loop import EvaluateLoop, Evaluation, evaluate_s
 from mnist_dist.device.feed import DeviceSplit
 from mnist_dist.device.peers import broadcast_from_chief
 from mnist_dist.device.progress_watch import ProgressWatch
+from mnist_dist.device.step_probe import StepProbe
 from mnist_dist.device.train_loop import TrainLoop
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.errors import RunError
@@ -61,6 +62,7 @@ class HostLoop:
         profile: StepProfile,
         watch: ProgressWatch,
         compute_logits: Callable[..., np.ndarray] | None,
+        step_probe: StepProbe | None,
     ) -> None:
         self.step = 0
         self.best = Best()
@@ -78,6 +80,7 @@ class HostLoop:
         self._profile = profile
         self._watch = watch
         self._compute_logits = compute_logits
+        self._step_probe = step_probe
         self._evaluated_step = -1
         self._train_seconds, self._train_examples = 0.0, 0
         self._stopwatch = Stopwatch()
@@ -240,6 +243,10 @@ class HostLoop:
         examples = sums["examples"] or math.nan  # all steps were skipped
         rate = self._train_examples / max(self._train_seconds, 1e-9)
         self._train_seconds, self._train_examples = 0.0, 0
+        figures = None
+        if self._step_probe:
+            with self._around_call():
+                figures = self._step_probe(*self._batches.feed(self.step, 1))
         if recorder is None:
             return
         last_step = tf.constant(self.step - 1, tf.float32)
@@ -252,4 +259,4 @@ class HostLoop:
             learning_rate=float(self._schedule(last_step)),
             nonfinite_steps=sums["nonfinite_steps"],
         )
-        recorder.show_times(self.step, self._stopwatch.take())
+        recorder.show_interval(self.step, self._stopwatch.take(), figures)

@@ -16,6 +16,7 @@ from mnist_dist.device.batch_statistics import (
 from mnist_dist.device.evaluate_loop import EvaluateLoop, create_evaluate_loop
 from mnist_dist.device.feed import DeviceSplit, fits_on_device
 from mnist_dist.device.progress_watch import ProgressWatch
+from mnist_dist.device.step_probe import StepProbe, create_step_probe
 from mnist_dist.device.train_loop import TrainLoop, create_train_loop
 from mnist_dist.device.train_state import TrainState
 from mnist_dist.modeling import networks, optimizers
@@ -40,6 +41,7 @@ class Job:
       state: the model, and every variable of the run.
       schedule: the learning rate of a step.
       train_loop: many training steps in one call.
+      step_probe: measures the next step for TensorBoard; None: it is not shown.
       evaluate_loop: a part of an evaluation in one call.
       renew_statistics: computes BatchNormalization's statistics anew; None: the training
         alone moves them.
@@ -53,6 +55,7 @@ class Job:
     state: TrainState
     schedule: Schedule
     train_loop: TrainLoop
+    step_probe: StepProbe | None
     evaluate_loop: EvaluateLoop
     renew_statistics: RenewStatistics | None
     use_xla: bool
@@ -65,6 +68,7 @@ def create_job(
     *,
     dataset: Dataset,
     strategy: tf.distribute.Strategy,
+    cluster: Cluster,
 ) -> Job:
     """Builds the model, its variables and the loops under a strategy.
 
@@ -94,6 +98,13 @@ def create_job(
             with_ema=options.ema_decay > 0,
             with_loss_scale=options.dtype == "float16",
         )
+    step = {
+        "update_rule": update_rule,
+        "schedule": schedule,
+        "with_augmentation": options.has_augmentation,
+        **options.pick("global_batch_size seed label_smoothing"),
+        **options.pick("clip_global_norm num_microbatches"),
+    }
     use_xla = xla.should_compile(
         options.enable_xla, model, strategy, image_shape=dataset.image_shape
     )
@@ -106,13 +117,13 @@ def create_job(
         train_loop=create_train_loop(
             strategy,
             state,
-            update_rule=update_rule,
-            schedule=schedule,
-            with_augmentation=options.has_augmentation,
             use_xla=use_xla,
-            **options.pick("global_batch_size seed label_smoothing"),
-            **options.pick("clip_global_norm ema_decay num_microbatches"),
+            **options.pick("ema_decay"),
+            **step,
         ),
+        step_probe=create_step_probe(strategy, state, cluster=cluster, **step)
+        if options.summary_detail == "full"
+        else None,
         evaluate_loop=create_evaluate_loop(
             strategy,
             state,
@@ -177,6 +188,7 @@ def create_host_loop(
         state=job.state,
         schedule=job.schedule,
         train_loop=job.train_loop,
+        step_probe=job.step_probe,
         evaluate_loop=job.evaluate_loop,
         renew_statistics=job.renew_statistics,
         statistics_batches=min(statistics_batches, batches.max_steps),

@@ -284,7 +284,8 @@ class TrainingOptions:
         "standard",
         "What TensorBoard shows: minimal (loss, accuracy, speed, learning rate), "
         "standard (also time, memory, settings, pictures), or full (also the weights' "
-        "histograms and, evaluated once more, each class, confusion and mistakes).",
+        "histograms, gradients, updates, the slowest worker, and, evaluated once more, "
+        "each class, confusion and mistakes).",
         choices=("minimal", "standard", "full"),
     )
     max_to_keep: int = option(3, "Checkpoints to keep.", lower=1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mnist_dist.device.step_probe import StepFigures
 from mnist_dist.errors import RunError
 from mnist_dist.files.arrays import Arrays
 from mnist_dist.run.best import Best
@@ -78,10 +79,12 @@ class Recorder:
         if self._on_record:
             self._on_record({"step": step, "epoch": epoch, **metrics})
 
-    def show_times(self, step: int, seconds: Mapping[str, float]) -> None:
-        """Shows where the time since the last training record went, by activity."""
+    def show_interval(
+        self, step: int, seconds: Mapping[str, float], figures: StepFigures | None
+    ) -> None:
+        """Shows what the board does of the steps since the last training record."""
         if self._board:
-            self._board.show_times(step, seconds)
+            self._board.show_interval(step, seconds, figures)
 
     def end(self, step: int, *, has_failed: bool) -> None:
         """Shows that the run is at its end, at this step."""

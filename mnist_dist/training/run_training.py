@@ -100,7 +100,7 @@ def _train(
     """Trains as one worker of a cluster."""
     # 1. What to compute: the model, its variables on each replica, the device loops.
     plan = options.plan(len(dataset.train.labels))
-    job = create_job(options, plan, dataset=dataset, strategy=strategy)
+    job = create_job(options, plan, dataset=dataset, strategy=strategy, cluster=cluster)
     if cluster.is_chief:
         say(
             options,

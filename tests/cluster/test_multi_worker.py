@@ -141,6 +141,15 @@ def test_two_workers_give_the_results_of_two_replicas(flags, start, tmp_path):
     assert [evaluation] == evaluations(replicas)
     assert (evaluation["step"], evaluation["num_examples"]) == (10, 1_000)
     if "--summary_detail=full" in flags:  # of which each has answered a part
+        train = EventAccumulator(str(workers / "train")).Reload()
+        fastest, slowest = (
+            train.Tensors(f"perf/{name}_worker_ms")[-1].tensor_proto.float_val[0]
+            for name in ("fastest", "slowest")
+        )
+        assert 0 < fastest <= slowest
+        names = [f"perf/{name}_worker" for name in ("fastest", "slowest")]
+        ranks = {train.Tensors(name)[-1].tensor_proto.float_val[0] for name in names}
+        assert ranks == {0, 1}
         (errors,) = EventAccumulator(str(workers / "eval")).Reload().Tensors("errors")
         found = errors.tensor_proto.float_val[0]
         assert found == round(1_000 * (1 - evaluation["accuracy"]))

@@ -121,6 +121,14 @@ def test_time_and_memory_have_a_point_for_each_training_record(folder):
     np.testing.assert_allclose(shares, 1.0, rtol=1e-5)
 
 
+def test_next_step_is_measured_at_each_training_record(folder):
+    found = events(folder, "train")
+    for tag in ("gradients/global_norm", "updates/conv_layer_1/kernel"):
+        points = found.Tensors(tag)
+        assert [p.step for p in points] == [r["step"] for r in records(folder, "train")]
+        assert all(p.tensor_proto.float_val[0] > 0 for p in points)
+
+
 def test_classes_and_curves_are_those_of_the_evaluation(folder):
     found = events(folder, "eval")
     evaluated = records(folder, "eval")
@@ -160,8 +168,8 @@ def test_session_has_its_settings_and_one_end(folder):
 
 TABS = {
     "timeseries": ["accuracy", "loss", "memory", "perf", "digits/train"],
-    "scalars": ["accuracy", "images_per_second", "digits/eval"],
-    "custom_scalars": ["Progress", "Speed", "Memory", "perf/step_ms (digits/train)"],
+    "scalars": ["accuracy", "images_per_second", "gradients", "updates", "digits/eval"],
+    "custom_scalars": ["Progress", "Speed", "Gradients", "perf/step_ms (digits/train)"],
     "images": [
         "batch digits/train",
         "first_layer",
