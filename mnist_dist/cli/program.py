@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from logging import LogRecord
+from logging import Formatter, LogRecord
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -77,7 +77,7 @@ def run(
     os.environ["TF_USE_LEGACY_KERAS"] = "0"
 
     logging.set_verbosity(logging.WARNING)
-    logging.get_absl_handler().addFilter(_make_printable)
+    logging.get_absl_handler().setFormatter(_LineFormatter())
     ignore_write_errors("stderr")
     if _asks_help(sys.argv):
         ignore_write_errors("stdout")  # `--help | head`
@@ -266,17 +266,25 @@ def _asks_help(argv: list[str]) -> bool:
     return any(arg in (f"-{name}", f"--{name}") for arg in argv[1:] for name in names)
 
 
-def _make_printable(record: LogRecord) -> bool:
-    """Has a log message show names of others escaped, where they are not printable."""
-    record.msg, record.args = printable(record.getMessage()), ()
-    return True
+class _LineFormatter(Formatter):
+    """Shows a log message as an error is shown: `train: warning: ...`.
+
+    Names of others in it are escaped where they are not printable.
+    """
+
+    def format(self, record: LogRecord) -> str:
+        record.msg, record.args = printable(record.getMessage()), ()
+        return f"{_name()}: {record.levelname.lower()}: {super().format(record)}"
 
 
 def print_error(error: Exception) -> None:
     """Says on standard error, in one line, what is wrong."""
-    name = os.path.basename(sys.argv[0]).removesuffix(".py")
     line = printable(" ".join(str(error).split()))
-    print(f"{name}: error: {line}", file=sys.stderr)
+    print(f"{_name()}: error: {line}", file=sys.stderr)
+
+
+def _name() -> str:
+    return os.path.basename(sys.argv[0]).removesuffix(".py")
 
 
 def _fail(error: Exception, code: int) -> NoReturn:

@@ -7,6 +7,7 @@ can be wrong is known to be right.
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
@@ -158,17 +159,27 @@ def _load_checkpoint(
         takes_new_slots=override_config,
     )
     check_metrics(model_dir)
-    if checkpoint is None:
-        _warn_of_records(model_dir)
+    _warn_of_records(model_dir, checkpoint)
     return checkpoint, arrays
 
 
-def _warn_of_records(model_dir: str) -> None:
+def _warn_of_records(model_dir: str, checkpoint: str | None) -> None:
+    """Warns where a run has records but no checkpoint, or the reverse."""
     records = paths.metrics_path(model_dir)
-    if tf.io.gfile.exists(records) and tf.io.gfile.stat(records).length:
+    are_there = tf.io.gfile.exists(records)
+    if checkpoint is None:
+        if are_there and tf.io.gfile.stat(records).length:
+            logging.warning(
+                "%s has records but no checkpoint: the run begins anew, and they go",
+                model_dir,
+            )
+        return
+    # One that --restore names by its path may be another run's.
+    is_own = os.path.dirname(checkpoint) in paths.checkpoint_dirs(model_dir)
+    if is_own and not are_there:
         logging.warning(
-            "%s has records but no checkpoint: the run begins anew, and they go",
-            model_dir,
+            "%s is gone, and what it had recorded: its records begin again here",
+            records,
         )
 
 

@@ -480,7 +480,12 @@ def test_checkpoints_without_settings_need_a_flag(
     result = run_train(f"--model_dir={run}", *COMMON, "--train_steps=120")
     assert result.returncode == 2
     assert f"found checkpoints in {run} but no config.json" in result.stderr
-    train(run, "--train_steps=120", "--override_config")
+    (run / "metrics.jsonl").unlink()
+    warned = train(run, "--train_steps=120", "--override_config").stderr
+    assert (
+        f"train: warning: {run}/metrics.jsonl is gone, and what it had recorded: its "
+        "records begin again here\n" in warned
+    )
 
 
 def test_read_only_directory_is_refused(undisturbed, run_train, tmp_path):

@@ -122,6 +122,7 @@ def test_names_with_escape_sequences_do_not_reach_the_terminal(start):
     assert process.returncode == 2
     assert errors.count(rb"\x1b]0;title\x07") == 4  # three warnings and the error
     assert b"\x1b" not in errors
+    assert errors.startswith(rb"-c: warning: warned \x1b]0;title\x07" + b"\n")
 
 
 def test_program_whose_output_is_its_work_ends_with_its_reader(start, is_done):
