@@ -17,7 +17,7 @@ from mnist_dist.errors import EXIT_INPUT
 VERBS = {
     "train": "trains, evaluates, checkpoints, summarises and exports",
     "evaluate": "evaluates a checkpoint, SavedModels, or a training as it goes on",
-    "export": "writes a SavedModel, .keras or .tflite from a checkpoint",
+    "export": "writes a SavedModel, .keras, .tflite or .onnx from a checkpoint",
     "weights": "lists, saves, loads, transplants and compares layers' weights",
     "predict": "classifies image files with a SavedModel",
     "report": "compares runs: settings, accuracy, loss, time, speed, how they ended",

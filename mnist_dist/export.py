@@ -1,13 +1,15 @@
-"""Exports a checkpoint of a run as a SavedModel, a .keras file or a .tflite file.
+"""Exports a checkpoint of a run as a SavedModel, a .keras, .tflite or .onnx file.
 
 The newest checkpoint, or the best one, as a SavedModel in MODEL_DIR/export/STEP/:
   python -m mnist_dist.export --model_dir=runs/mnist
   python -m mnist_dist.export --model_dir=runs/mnist --checkpoint=best
 TensorFlow Serving serves this directory. TensorFlow alone loads it:
   tf.saved_model.load("runs/mnist/export/1875").signatures["serving_default"]
-One file, for Keras or for TensorFlow Lite:
+One file, for Keras, for TensorFlow Lite, or for ONNX:
   python -m mnist_dist.export --model_dir=runs/mnist --format=keras
   python -m mnist_dist.export --model_dir=runs/mnist --format=tflite
+  python -m mnist_dist.export --model_dir=runs/mnist --format=onnx
+The last needs what `pip install 'mnist-dist[onnx]'` brings.
 
 Each export is loaded again and compared with the model before it is published. The same
 model is not written twice. Another model of the same version is not replaced without
@@ -25,7 +27,10 @@ model_flags.define_run()
 model_flags.define_model()
 flags.DEFINE_string("export_dir", None, "Where to write. Default: MODEL_DIR/export.")
 flags.DEFINE_enum(
-    "format", "saved_model", ["saved_model", "keras", "tflite"], "What to write."
+    "format",
+    "saved_model",
+    ["saved_model", "keras", "tflite", "onnx"],
+    "What to write.",
 )
 flags.DEFINE_integer(
     "version",

@@ -6,6 +6,7 @@ from typing import Any
 
 from absl import logging
 
+from mnist_dist.artifacts import onnx_model
 from mnist_dist.artifacts.model_files import FILE_FORMATS, export_file
 from mnist_dist.artifacts.saved_model import export_saved_model
 from mnist_dist.errors import InputError
@@ -70,8 +71,8 @@ def export_model(
       checkpoint: `latest` (the newest that is whole), `best`, or a step.
       use_ema: whether to take the moving average of the weights; None takes it where
         the run kept one.
-      format: `saved_model`, in a folder named by its version; or one file, `keras` or
-        `tflite`.
+      format: `saved_model`, in a folder named by its version; or one file, `keras`,
+        `tflite` or `onnx`, which computes in float32 whatever the run did.
       export_dir: where to write; None is `MODEL_DIR/export`.
       version: of a SavedModel; None is the step.
       overwrite: replace another model of the same name.
@@ -80,7 +81,7 @@ def export_model(
 
     Raises:
       InputError: there is no such run or checkpoint, or it is damaged; the model
-        cannot be written in this format; the directory cannot be written to; or
+        cannot be written in this format, or what writes it is not installed; the directory cannot be written to; or
         another model has the name.
       RunError: writing failed, or what was written does not compute what the model
         does; nothing was published.
@@ -92,8 +93,15 @@ def export_model(
             f"--version: found {version} with --format={format}, expected none: only "
             "SavedModels have versions"
         )
+    if format == "onnx":
+        onnx_model.check_installed()
     trained = load_trained_model(
-        model_dir, model=model, checkpoint=checkpoint, use_ema=use_ema
+        model_dir,
+        model=model,
+        checkpoint=checkpoint,
+        use_ema=use_ema,
+        # ONNX Runtime has no products and convolutions in bfloat16 for CPUs.
+        dtype="float32" if format == "onnx" else None,
     )
     data = _load_data(trained, data_dir)
     if export_dir is None:

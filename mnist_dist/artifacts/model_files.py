@@ -1,4 +1,4 @@
-"""Export into one file: `.keras`, to go on with in Keras, and `.tflite`, for devices."""
+"""Export into one file: `.keras` for Keras, `.tflite` for devices, `.onnx` for others."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mnist_dist.artifacts import litert
+from mnist_dist.artifacts import litert, onnx_model
 from mnist_dist.artifacts.saved_model import Export
 from mnist_dist.artifacts.staging import exporting, prepare_directory
 from mnist_dist.artifacts.verification import (
@@ -32,7 +32,7 @@ from mnist_dist.inference.split_predictions import LogitsFunction
 from mnist_dist.modeling.networks import normalize
 from mnist_dist.run.config import RunConfig
 
-FILE_FORMATS = ("keras", "tflite")
+FILE_FORMATS = ("keras", "tflite", "onnx")
 
 _NUM_VERIFIED_IMAGES = 64
 _SO = "nothing was published"
@@ -57,13 +57,15 @@ def export_file(
     `tflite`: the signature `serving_default` of the SavedModel. A model that
     LiteRT has no operations for, as for recurrent layers that are not unrolled, is
     refused.
+    `onnx`: what `serving_default` computes, for a batch of any size. The state's model
+    computes in float32.
 
     Beside it lies its model card, `model-<step>.<format>.json`.
 
     Args:
       state: what was trained; it keeps no moving average beside the weights.
       directory: gets the file.
-      file_format: `keras` or `tflite`.
+      file_format: one of `FILE_FORMATS`.
       config: of the run, for the model card.
       uses_ema: whether the inference weights are a moving average.
       evaluation: images and labels whose results go on the model card.
@@ -97,6 +99,9 @@ def export_file(
             if file_format == "keras":
                 state.model.save(written)
                 logits = _load_keras(written)
+            elif file_format == "onnx":
+                onnx_model.save_model(state, written, image_shape=config.image_shape)
+                logits = onnx_model.load_model(written)
             else:
                 litert.save_model(state, written, image_shape=config.image_shape)
                 logits = litert.load_model(written)

@@ -143,7 +143,7 @@ def create_serving_module(
     copies = [tf.Variable(v.numpy()) for v in state.inference_weights()]
     # Keras's RNN layers with dropout read their seeds in inference too, for nothing.
     seeds = [generator.state for generator in seed_generators(model)]
-    seed_values = [tf.constant(seed.numpy()) for seed in seeds]
+    seed_values = [seed.numpy() for seed in seeds]
     height, width, channels = image_shape
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -157,7 +157,8 @@ def create_serving_module(
             model,
             padded,
             variables=state.keras_weights + seeds,
-            values=[tf.identity(v) for v in copies] + seed_values,
+            # Constants of the graph: the converter to ONNX takes captured ones for inputs.
+            values=[tf.identity(v) for v in copies] + [*map(tf.constant, seed_values)],
             training=False,
         ).logits[:count]
         return {

@@ -44,6 +44,7 @@ def load_trained_model(
     model: ModelChoice | None = None,
     checkpoint: str = "latest",
     use_ema: bool | None = None,
+    dtype: str | None = None,
 ) -> TrainedModel:
     """Rebuilds the model of a run with the weights of one of its checkpoints.
 
@@ -57,13 +58,16 @@ def load_trained_model(
       checkpoint: `latest` (the newest that is whole), `best`, or a step.
       use_ema: whether to take the moving average of the weights; None takes it where
         the run kept one.
+      dtype: of the computation; None is the run's.
 
     Raises:
       InputError: no such run, step or average, or it is damaged or of another model.
     """
     config = load_run_config(model_dir)
     prefix, arrays = read_checkpoint(model_dir, checkpoint)
-    state = create_inference_state(config, model_dir=model_dir, model=model)
+    state = create_inference_state(
+        config, model_dir=model_dir, model=model, dtype=dtype
+    )
     return restore(state, config=config, prefix=prefix, arrays=arrays, use_ema=use_ema)
 
 
@@ -72,6 +76,7 @@ def create_inference_state(
     *,
     model_dir: str,
     model: ModelChoice | None = None,
+    dtype: str | None = None,
 ) -> TrainState:
     """Builds the model of a run with initial weights, and nothing to train it with.
 
@@ -89,7 +94,7 @@ def create_inference_state(
                 num_classes=config.num_classes,
                 seed=config.seed,
                 dropout=config.dropout,
-                dtype=config.dtype,
+                dtype=dtype or config.dtype,
             )
         return TrainState(built, slot_names=())
     except InputError as error:

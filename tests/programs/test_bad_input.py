@@ -352,7 +352,7 @@ BAD_FLAGS = [
     ("export", [RUN, "--checkpoint=best"], "best: found no checkpoint, expected"),
     ("export", [RUN, "--version=-1"], "--version=-1", "range [0, "),
     ("export", [RUN, "--version=1", "--format=keras"], "--version: found 1", "expected none"),
-    ("export", [RUN, "--format=onnx"], "--format=onnx", "<saved_model|keras|tflite>"),
+    ("export", [RUN, "--format=pb"], "--format=pb", "<saved_model|keras|tflite|onnx>"),
     ("export", [RUN, "--export_dir="], "--export_dir: found nothing, expected"),
     ("export", [RUN, "--export_dir=GOOD/file"], "--export_dir: found '"),
     ("export", [RUN, "--data_dir=no/such"], "'no/such': cannot list the data directory"),

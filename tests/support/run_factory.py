@@ -26,6 +26,7 @@ def create_run(
     best_accuracy=0.5,
     evaluations_since_best=0,
     seed=0,
+    dtype="float32",
 ):
     """Writes a run of these steps; returns each step's arrays."""
     dataset = load_dataset(data_dir)
@@ -42,7 +43,7 @@ def create_run(
     model_dir.mkdir(parents=True, exist_ok=True)
     save_config(
         str(model_dir),
-        settings={"model": model, "seed": 1, "dropout": 0.0, "dtype": "float32"}
+        settings={"model": model, "seed": 1, "dropout": 0.0, "dtype": dtype}
         | {"validation_examples": 0, "data_checksum": dataset.checksum},
         flags={"data_dir": None if data_dir is None else str(data_dir)}
         | {"target_accuracy": target_accuracy, "early_stopping_patience": patience},

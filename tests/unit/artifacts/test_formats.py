@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from run_factory import create_run, save_data_set
 
-from mnist_dist.artifacts import litert
+from mnist_dist.artifacts import litert, onnx_model
 from mnist_dist.artifacts.model_export import FORMATS, export_model
 from mnist_dist.data import load_dataset
 from mnist_dist.errors import InputError
@@ -23,6 +23,8 @@ def load(path, file_format):
         return lambda images: serve(images=tf.constant(images))["logits"].numpy()
     if file_format == "tflite":
         return litert.load_model(path)
+    if file_format == "onnx":
+        return onnx_model.load_model(path)
     model = tf.keras.models.load_model(path, safe_mode=False)
     return lambda images: model.predict_on_batch(images / 255)
 

@@ -103,7 +103,7 @@ def test_full_disk_before_the_file_leaves_the_old_pair(export, monkeypatch):
     assert load_model_card(path) == card
 
 
-@pytest.mark.parametrize("file_format", ["keras", "tflite"])
+@pytest.mark.parametrize("file_format", ["keras", "tflite", "onnx"])
 def test_full_temporary_directory_is_no_fault_of_the_model(
     file_format, export, tmp_path
 ):
