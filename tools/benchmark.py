@@ -9,17 +9,20 @@ on the machine meets all of them. It prints images/s after compilation (median o
 how many times as fast ours is (median and range of the ratios), and which part that is of
 the machine's limits: its largest matrix product, and its rate of copying memory.
 
-Besides: two replicas on one host against one, two workers against PyTorch's DDP, the time
-from the command to the first step, what events cost, and the peak of memory.
+Besides: oneDNN's kernels against the others, two replicas on one host against one, two
+workers against PyTorch's DDP, the time from the command to the first step, what events cost,
+and the peak of memory.
 
 PyTorch and JAX take part where they are installed (`python -m pip install torch jax`).
 Sides run where `train` would: on the first GPU, or on the CPU where there is none.
 """
 
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 from benchmarks import programs, report
@@ -28,7 +31,7 @@ from benchmarks.limits import Limits, measure_limits_apart
 from benchmarks.turns import NotTheSameError, Timing, compare
 from benchmarks.work import Case
 
-_ALL_PARTS = ["sides", "replicas", "workers", "programs"]
+_ALL_PARTS = ["sides", "kernels", "replicas", "workers", "programs"]
 QUICK = flags.DEFINE_bool("quick", False, "Fewer and shorter turns.")
 JSON = flags.DEFINE_string("json", None, "File for all that was measured.")
 PARTS = flags.DEFINE_list("part", _ALL_PARTS, "What is measured.")
@@ -53,7 +56,7 @@ class Benchmark:
         self._is_quick = is_quick
         self._closing = contextlib.ExitStack()
 
-    def start(self, framework: str, **details: int) -> Group:
+    def start(self, framework: str, **details: Any) -> Group:
         """Starts the processes of a framework; `close` ends them."""
         group = Group(framework, **details)
         self._closing.callback(group.close)
@@ -65,8 +68,20 @@ class Benchmark:
         """Ends the processes that were started."""
         self._closing.close()
 
-    def compare(self, case: Case, sides: Sequence[tuple[Group, str]]) -> None:
-        """Times sides on one case."""
+    def compare(
+        self,
+        case: Case,
+        sides: Sequence[tuple[Group, str]],
+        *,
+        names: Sequence[str] = (),
+    ) -> None:
+        """Times sides on one case.
+
+        Args:
+          case: what each trains.
+          sides: the first is the one to which the others are compared.
+          names: for the table, where those of the sides do not tell them apart.
+        """
         timings, left_out = compare(
             case,
             sides,
@@ -75,6 +90,11 @@ class Benchmark:
         )
         for line in left_out:
             self._leave_out(line)
+        if names:
+            timings = [
+                dataclasses.replace(timing, side=name)
+                for timing, name in zip(timings, names, strict=True)
+            ]
         self.timings += timings
         print(f"\n{report.format_timings(timings, self._limits)}", flush=True)
 
@@ -94,6 +114,16 @@ class Benchmark:
         for model, batch, steps in (("mlp", 1024, 40), ("cnn", 128, 15)):
             case = Case(model, batch, steps * scale, "bfloat16")
             self.compare(case, [key for key in sides if key[1] in _IN_BFLOAT16])
+
+    def compare_kernels(self) -> None:
+        """Times oneDNN's kernels against the others that TensorFlow has on CPUs."""
+        on, off = (
+            self.start("tensorflow", environ={"TF_ENABLE_ONEDNN_OPTS": value})
+            for value in ("1", "0")
+        )
+        for case in (Case("mlp", 32, 300), Case("cnn", 32, 40), Case("cnn", 128, 15)):
+            sides = [(on, "mnist_dist"), (off, "mnist_dist")]
+            self.compare(case, sides, names=["with oneDNN", "without"])
 
     def compare_replicas(self) -> None:
         """Times two replicas in one process against one on the same processors."""
@@ -145,6 +175,7 @@ def main(argv: list[str]) -> int:
     benchmark = Benchmark(limits, is_quick=QUICK.value)
     parts = {
         "sides": benchmark.compare_frameworks,
+        "kernels": benchmark.compare_kernels,
         "replicas": benchmark.compare_replicas,
         "workers": benchmark.compare_workers,
         "programs": benchmark.measure_programs,

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.processes import environ_of_tools
@@ -21,7 +22,12 @@ class Group:
     """
 
     def __init__(
-        self, framework: str, *, num_replicas: int = 1, num_workers: int = 1
+        self,
+        framework: str,
+        *,
+        num_replicas: int = 1,
+        num_workers: int = 1,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         """Starts the processes and waits until they have imported the framework.
 
@@ -30,15 +36,16 @@ class Group:
           num_replicas: of each process; TensorFlow alone takes more than 1.
           num_workers: processes that train together, each on its share of the
             processors.
+          environ: variables of the environment, beside those of this process.
 
         Raises:
           RuntimeError: a process failed.
         """
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - close() does
-        environ = environ_of_tools()
+        variables = {**environ_of_tools(), **(environ or {})}
         if num_workers > 1:
             threads = str(max(num_processors() // num_workers, 1))
-            environ |= {"OMP_NUM_THREADS": threads, "TF_NUM_INTRAOP_THREADS": threads}
+            variables |= {"OMP_NUM_THREADS": threads, "TF_NUM_INTRAOP_THREADS": threads}
         addresses = _free_addresses(num_workers) if num_workers > 1 else []
         self._workers = [
             subprocess.Popen(
@@ -49,7 +56,7 @@ class Group:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
-                env=environ,
+                env=variables,
                 text=True,
             )
             for rank in range(num_workers)

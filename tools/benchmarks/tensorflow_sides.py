@@ -39,7 +39,7 @@ def create_sides(rank: Rank, *, num_replicas: int) -> dict[str, CreateSide]:
         return {"mnist_dist": _create_ours(create_strategy(cluster=cluster))}
     if num_replicas > 1:
         strategy = create_strategy("mirrored", logical_cpus=num_replicas)
-        return {"mnist_dist": _create_ours(strategy)}
+        return {f"mnist_dist, {num_replicas} replicas": _create_ours(strategy)}
     strategy = create_strategy(
         "one_device", num_gpus=min(len(tf.config.list_physical_devices("GPU")), 1)
     )

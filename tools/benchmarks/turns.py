@@ -19,7 +19,7 @@ class Timing:
 
     Attributes:
       case: what was trained.
-      side: its name.
+      side: its name in the table.
       loss: on the test images after one pass.
       rates: images/s of each turn.
       ratios: how many times as fast the first side was in the same round.
