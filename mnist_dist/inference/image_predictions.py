@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -176,8 +177,16 @@ def _load(
         raise InputError(
             f"--preprocess: found {preprocess!r}, expected {', '.join(PREPROCESS)}"
         )
-    directory = export_dir or default_export_dir(str(model_dir))
-    return load_classifier(find_saved_model(directory))
+    try:
+        path = find_saved_model(export_dir or default_export_dir(str(model_dir)))
+    except InputError as error:
+        if export_dir:
+            raise
+        raise InputError(
+            f"{error}; `mnist-dist export --model_dir={shlex.quote(str(model_dir))}` "
+            "writes one"
+        ) from None
+    return load_classifier(path)
 
 
 def _read(

@@ -118,6 +118,8 @@ def restore_run(
             fit = transplant.load_initial(init_from, model)
             say(transplant.describe_fit(fit))
             arrays = transplant.initial_arrays(fit)
+        elif init_from:
+            say("init_from      is not read: the run goes on with its own weights")
         if dry_run:
             if checkpoint:
                 say(f"would go on    from {checkpoint} (step {int(arrays['step']):,})")

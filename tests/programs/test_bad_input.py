@@ -360,6 +360,7 @@ BAD_FLAGS = [
     ("predict", ["help.png"], "--model_dir and --export_dir: found neither, expected one"),
     ("predict", [RUN, EXPORT, "a.png"], "--model_dir and --export_dir: found both"),
     ("predict", ["--export_dir=GOOD/file", "a.png"], "GOOD/file': no directory", "expected a SavedModel"),
+    ("predict", ["--model_dir=GOOD/npz", "a.png"], "GOOD/npz/export': no directory", "`mnist-dist export --model_dir="),
     ("predict", [RUN, "--top_k=5", "a.png"], "--top_k: found 5, expected at most the 4 classes"),
     ("weights", [], "found 'no action', expected one of: list, save"),
     ("weights", ["lost"], "found 'lost', expected one of: list, save"),

@@ -637,6 +637,8 @@ def test_warm_start_takes_the_average_of_the_weights_and_nothing_else(
         average = expected[name.replace("model/", "ema/")]
         assert not np.array_equal(average, expected[name])
         np.testing.assert_array_equal(found[name], average)
+    again = train(tmp_path, *flags, "--init_from=no/such").stdout
+    assert "init_from      is not read: the run goes on with its own weights\n" in again
 
 
 def test_profile_of_the_named_steps_lies_where_tensorboard_looks(train, tmp_path):
