@@ -74,7 +74,12 @@ class RunPlan:
         return step > 0 and (step % interval == 0 or step >= self.total_steps)
 
     def steps_to_next_event(self, step: int) -> int:
-        """Steps from `step` until something is due that the host must do."""
+        """Steps from `step` until something is due that the host must do.
+
+        In a profile that is each step: the host marks where it begins and ends.
+        """
+        if self.profile_steps and step in range(*self.profile_steps):
+            return 1
         intervals = (
             self.eval_interval,
             self.checkpoint_interval,

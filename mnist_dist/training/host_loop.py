@@ -173,7 +173,7 @@ class HostLoop:
             feed = self._batches.feed(self.step, num_steps)
         control = tf.constant(self._control.values())
         began = time.perf_counter()
-        with self._watch.call(self.step):
+        with self._watch.call(self.step), self._profile.marking(self.step):
             agreed = self._train_loop(*feed, tf.constant(num_steps), control)
             self.step = int(self._state.step.numpy())  # waits for the device
         seconds = time.perf_counter() - began

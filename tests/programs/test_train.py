@@ -21,6 +21,7 @@ from small_mnist import small_mnist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorflow.tsl.profiler.protobuf.xplane_pb2 import XSpace
 
 from mnist_dist.run.checkpoints import list_checkpoints, load_arrays, save_checkpoint
 
@@ -644,6 +645,28 @@ def test_warm_start_takes_the_average_of_the_weights_and_nothing_else(
 def test_profile_of_the_named_steps_lies_where_tensorboard_looks(train, tmp_path):
     train(tmp_path, "--train_steps=40", "--profile_steps=10,20")
     (path,) = tmp_path.glob("train/plugins/profile/*/*.xplane.pb")
+    # Each step has its mark, by which the profile plugin tells its time.
+    space = XSpace.FromString(path.read_bytes())
+    marked = {
+        stat.int64_value
+        for plane in space.planes
+        for line in plane.lines
+        for event in line.events
+        if plane.event_metadata[event.metadata_id].name == "train"
+        for stat in event.stats
+        if plane.stat_metadata[stat.metadata_id].name == "step_num"
+    }
+    assert marked == set(range(10, 20))
+    # The plugin would take the iterations of a loop for the steps.
+    names = {
+        plane.stat_metadata[stat.metadata_id].name
+        for plane in space.planes
+        for line in plane.lines
+        for event in line.events
+        for stat in event.stats
+    }
+    assert "step_num" in names
+    assert "iter_num" not in names
     # The operations of the step, as TensorFlow's runtime has recorded them.
     trace = path.read_bytes()
     assert b"MatMul" in trace
