@@ -64,6 +64,8 @@ class FirstHost:
         # Hosts of the last start, and how many workers each has places for.
         self._members: dict[int, int] = {}
         self._num_workers = 0  # of the last start
+        # Connections to the other hosts of the last start, to the end of its workers.
+        self._connections = contextlib.ExitStack()
         self._listening = contextlib.ExitStack()
 
     def __enter__(self) -> "FirstHost":
@@ -86,6 +88,7 @@ class FirstHost:
     def __exit__(self, *exception: object) -> None:
         """Listens no longer."""
         self._listening.close()
+        self._connections.close()
         for waiting in self._waiting.values():
             waiting.channel.close()
 
@@ -95,6 +98,7 @@ class FirstHost:
         Waited for are all hosts at first, and later those of the last start, but in an
         elastic launch no longer than `rejoin_timeout` if enough have come.
         """
+        self._connections.close()
         self._wait_for_hosts()
         mine = addresses(self._options.master[0], ports)
         with self._lock:
@@ -127,6 +131,15 @@ class FirstHost:
             places = sum(self._members.values()) + sum(fresh)
         return bool(fresh) and self._count_fitting(places) > self._num_workers
 
+    def is_stop_wanted(self) -> bool:
+        """Whether the workers of another host have ended, or a new host has come.
+
+        Workers notice that others have ended, but for those that still wait to meet them.
+        """
+        with self._lock:
+            have_ended = self._members.keys() & (self._open().keys() | self._left)
+        return bool(have_ended) or self.has_newcomer()
+
     def end(self, code: int) -> None:
         """Tells the others of the end: who waits, and whose workers have ended too."""
         deadline = time.monotonic() + (_FAREWELL_SECONDS if code else 0.0)
@@ -136,6 +149,7 @@ class FirstHost:
                 untold -= self._waiting.keys() | self._left
                 for waiting in self._waiting.values():
                     _send(waiting.channel, {"ended": code})
+                    waiting.channel.close()
                 self._waiting.clear()
             if not untold or time.monotonic() > deadline:
                 return
@@ -215,17 +229,18 @@ class FirstHost:
         for rank, own in taken.items():
             if rank:
                 place = {"first_rank": first, "num_workers": len(own)}
-                _send(self._waiting.pop(rank).channel, answer | place)
+                channel = self._waiting.pop(rank).channel
+                _send(channel, answer | place)
+                self._connections.callback(channel.close)
             first += len(own)
         return Agreement(workers, 0, len(taken[0]), self._token)
 
 
 def _send(channel: Channel, message: dict[str, Any]) -> None:
-    """Sends the last message to a host that waits; whether it is gone shows later."""
+    """Answers a host that waits; whether it is gone shows later."""
     with contextlib.suppress(OSError, ValueError):
         channel.restart_clock()
         channel.send(message)
-    channel.close()
 
 
 def _names(ranks: set[int]) -> str:

@@ -8,17 +8,17 @@ from collections.abc import Callable, Sequence
 
 from mnist_dist.cluster.first_host import FirstHost
 from mnist_dist.cluster.membership import TOKEN
+from mnist_dist.cluster.other_host import OtherHost
 from mnist_dist.cluster.places import Places
 from mnist_dist.cluster.rendezvous import (
     Host,
     HostsOptions,
     LaunchEnded,
     OneHost,
-    OtherHost,
 )
 from mnist_dist.cluster.restarts import Restarts
 from mnist_dist.cluster.worker_group import (
-    NEWCOMER_SIGNAL,
+    STOP_SIGNAL,
     StopSignals,
     Worker,
     run_workers,
@@ -135,7 +135,9 @@ def _run_to_the_end(
             return EXIT_STOPPED if code == 128 + stop.signal else code
         if code == EXIT_INPUT and model_dir is None:
             return code
-        if code in (EXIT_STOPPED, 128 + NEWCOMER_SIGNAL) and host.has_newcomer():
+        if code == 128 + STOP_SIGNAL and host.is_stop_wanted():
+            code = EXIT_STOPPED  # it came before the worker could handle it
+        if code == EXIT_STOPPED and host.has_newcomer():
             say("another host has come: starting again with it")
             continue
         restarts.note(failed)
@@ -184,7 +186,7 @@ def _run_once(
         ],
         model_dir=model_dir,
         stop=stop,
-        is_stop_wanted=host.has_newcomer,
+        is_stop_wanted=host.is_stop_wanted,
     )
 
 

@@ -20,7 +20,7 @@ from mnist_dist.files.local import open_to_write
 STOP_SECONDS = 60.0  # that a worker may take to save after a signal
 LOST_SECONDS = 2.0  # that a worker may take to end after another has failed
 ORPHAN_SECONDS = 10.0  # that a worker may take to save after the launcher has died
-NEWCOMER_SIGNAL = signal.SIGUSR1  # has the workers save and end, for a start with more
+STOP_SIGNAL = signal.SIGUSR1  # has the workers save and end, for a start with others
 _LAST_WORDS = 200  # lines
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
@@ -103,7 +103,7 @@ def run_workers(
       model_dir: output is kept in its `logs`; None keeps none.
       stop: what it notes is passed on.
       is_stop_wanted: asked several times a second; when it says so the workers get
-        `NEWCOMER_SIGNAL`, once, and as much time as they need.
+        `STOP_SIGNAL`, once, and as much time as they need.
 
     Returns:
       The worker that failed first, when all have ended; or None.
@@ -136,7 +136,7 @@ def run_workers(
                     if not is_asked_to_stop and is_stop_wanted():
                         is_asked_to_stop = True
                         for worker in running:
-                            worker.kill(NEWCOMER_SIGNAL)
+                            worker.kill(STOP_SIGNAL)
                     for worker in [w for w in running if w.process.poll() is not None]:
                         running.remove(worker)
                         if worker.process.returncode:

@@ -14,13 +14,18 @@ options = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
 folder = pathlib.Path(os.environ["FOLDER"])
 start = folder / options["worker_hosts"].replace(":", "_")
 start.mkdir(exist_ok=True)
+def stop_all(*_):
+    if (folder / "have not met").exists():
+        sys.exit(143)
+    (start / "stop").touch()
 for number in (signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, lambda *_: (start / "stop").touch())
+    signal.signal(number, stop_all)
 (start / options["task_index"]).touch()
 while not (folder / "done").exists():
     if (folder / f"fail-{options['task_index']}").exists():
-        (start / "stop").touch()
         (folder / f"fail-{options['task_index']}").unlink()
+        if not (folder / "have not met").exists():
+            (start / "stop").touch()
         sys.exit("the cause")
     if (start / "stop").exists():
         sys.exit(143)
@@ -28,11 +33,12 @@ while not (folder / "done").exists():
 """
 LAUNCHER = """
 import sys
-from mnist_dist.cluster import restarts
+from mnist_dist.cluster import other_host, restarts
 from mnist_dist.cluster.launcher import launch
 from mnist_dist.cluster.rendezvous import HostsOptions
 from mnist_dist.cli import program
 restarts.FIRST_DELAY = 0.05
+other_host._ALONE_SECONDS = 0.5
 program.run(lambda argv: launch(
     [sys.executable, {worker!r}], num_workers=1, max_restarts={max_restarts},
     model_dir={model_dir!r}, uses_gpus=False, hosts=HostsOptions(**{hosts})))
@@ -141,6 +147,18 @@ def test_fixed_number_of_hosts_ends_when_the_restarts_are_used_up(launch):
     assert [first.wait(), second.wait()] == [143, 1]
     assert first.stderr().count("; restart 1 of 1") == 1
     assert second.stderr().splitlines()[-1] == "the cause"
+
+
+@pytest.mark.parametrize("least", [2, 3])
+def test_workers_that_wait_for_one_that_has_failed_are_stopped(least, launch):
+    options = {"least": least, "max_restarts": 1}
+    launchers = [launch.come(rank, **options) for rank in range(3)]
+    launch.wait_for_start(1, 3)
+    launch.tell("have not met")
+    launch.tell("fail-1")
+    launch.wait_for_start(2, 3)  # not after --cluster_timeout or --rejoin_timeout
+    launch.tell("done")
+    assert [launcher.wait() for launcher in launchers] == [0, 0, 0]
 
 
 def test_starts_that_make_no_checkpoint_end_at_last(launch):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnist_dist.cluster import rendezvous
+from mnist_dist.cluster import other_host
 from mnist_dist.cluster.first_host import FirstHost
 from mnist_dist.cluster.meeting import Meeting
 from mnist_dist.cluster.membership import Cluster, split_address
@@ -132,7 +132,7 @@ def send(port, data):
 def test_any_answer_has_this_hosts_workers_or_is_refused(workers, first, count):
     answer = {"workers": workers, "first_rank": first, "num_workers": count}
     try:
-        found = rendezvous._checked_agreement(answer, [1001, 1002], shared_token="")
+        found = other_host._checked_agreement(answer, [1001, 1002], shared_token="")
     except ValueError:
         return
     mine = found.workers[found.first_rank :][: found.num_workers]

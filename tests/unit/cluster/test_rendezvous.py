@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from mnist_dist.cluster import first_host, rendezvous
+from mnist_dist.cluster import first_host, other_host
 from mnist_dist.cluster.first_host import FirstHost
+from mnist_dist.cluster.other_host import OtherHost
 from mnist_dist.cluster.rendezvous import (
     Agreement,
     HostsOptions,
     LaunchEnded,
-    OtherHost,
 )
 from mnist_dist.errors import PeerError
 
@@ -209,8 +209,8 @@ def test_one_byte_now_and_then_holds_nobody_up():
 
 
 def test_who_is_waited_for_is_said(monkeypatch):
-    reminder = functools.partial(rendezvous.Reminder, first=0.1)
-    for module in (rendezvous, first_host):
+    reminder = functools.partial(other_host.Reminder, first=0.1)
+    for module in (other_host, first_host):
         monkeypatch.setattr(module, "Reminder", reminder)
     said = []
     for node_rank, address in ((0, "127.0.0.1"), (1, "no-such-host.invalid")):
