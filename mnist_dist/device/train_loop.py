@@ -1,8 +1,9 @@
 """The training loop of a device: many steps in one call.
 
-Every replica runs the same step on its part of the batch, or on several one after
-another. What they compute is added up over all replicas; after that each applies the
-same update to its own copy of the variables, so the copies stay equal to the last bit.
+Every replica runs the same step on its part of the batch, or on several parts one after
+another. Gradients and statistics are added up over all replicas. Then each replica
+applies the same update to its own copy of the variables, so the copies stay equal to the
+last bit.
 """
 
 import functools
@@ -128,8 +129,9 @@ def create_train_loop(
         ema_decay=ema_decay,
     )
     count_step = create_count_step(global_batch_size=global_batch_size)
-    # XLA cannot compile an all-reduce between logical devices, only what is around. The
-    # bits of what it compiles depend on all that it compiles together.
+    # XLA cannot compile an all-reduce between logical devices, only what is around it.
+    # With microbatches it compiles the same functions on any number of replicas: the
+    # bits depend on what it compiles together.
     compile_loop = use_xla and num_replicas == 1 and not num_microbatches
     if use_xla and not compile_loop:
         compute_sums, update = _compile(compute_sums), _compile(update)

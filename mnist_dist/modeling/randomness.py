@@ -1,4 +1,4 @@
-"""Random numbers that depend on an example's place in the stream, nothing else.
+"""Random numbers that depend only on the seed and an example's place in the stream.
 
 Augmentation and dropout draw, for the example at stream position p, from the
 blocks of one Philox sequence that belong to p. A replica's examples are
@@ -115,7 +115,7 @@ def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
 def _random_sources(
     model: keras.Model,
 ) -> list[keras.layers.Dropout | keras.random.SeedGenerator]:
-    # In this order, which numbers what runs have drawn before.
+    # The order must stay: it numbers the draws, and runs go on with theirs.
     sources: dict[keras.layers.Dropout | keras.random.SeedGenerator, None] = {}
     for layer in model._flatten_layers():
         # A subclass with a call of its own drops in its own way, with its generator.
@@ -185,5 +185,5 @@ def _count_draw(trace: _Trace, purpose: int) -> int:
 
 
 def _entropy(seed: int, purpose: int, draw: int) -> np.random.SeedSequence:
-    # Without a 0 for the first draw, which had no number in earlier versions.
+    # The first draw has no number, as in earlier versions: their runs go on.
     return np.random.SeedSequence([seed, purpose, draw][: 3 if draw else 2])

@@ -203,8 +203,8 @@ def _add_faint_ink(
 ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """Adds to a digit's pieces their soft border, and faint strokes that they touch.
 
-    Faint ink is taken as far as it ends near the digit: what reaches farther, as a
-    shadow or squared paper does, is none.
+    Faint ink counts if it ends near the digit. What reaches farther is a shadow or
+    squared paper.
 
     Args:
       ink: float32 [h, w], of each pixel.

@@ -26,8 +26,8 @@ def find_lines(is_ink: np.ndarray) -> np.ndarray | None:
 def _find_rows(is_ink: np.ndarray) -> np.ndarray | None:
     """Returns where horizontal lines are: thin, from edge to edge, perhaps askew.
 
-    A single one in a picture that ink fills from top to bottom is none: it may be the
-    bar of a 4 that was cut out closely.
+    A single line does not count where ink fills the picture from top to bottom: it may
+    be the bar of a 4 that was cut out closely.
     """
     height, width = is_ink.shape
     drift = max(1, height // 100)  # of a line that is askew, over half of the picture

@@ -44,7 +44,8 @@ def checkpoint_prefix(directory: str, step: int) -> str:
 def list_checkpoints(directory: str) -> list[int]:
     """Returns the steps of which `directory` has a checkpoint, newest first.
 
-    One that lacks its index counts, as damaged, unless that is just about to come.
+    One that lacks its index counts as a damaged one, unless a writer is just about to
+    publish the index.
     """
     names = list_names(directory)
     matches = [match for name in names if (match := _match(name))]
@@ -60,7 +61,8 @@ def list_checkpoints(directory: str) -> list[int]:
 def list_later(directory: str, step: int) -> dict[int, list[str]]:
     """Returns the names of all files of checkpoints past a step, the index first.
 
-    Without its index the rest is not taken for a checkpoint.
+    The index comes first for whoever moves them: without it the other files are not
+    taken for a checkpoint.
     """
     found: dict[int, list[str]] = {}
     for name in reversed(list_names(directory)):

@@ -171,7 +171,7 @@ def replace_latest(
     Args:
       model_dir: of a run that nobody else writes.
       old: all that the checkpoint holds.
-      new: what it is to hold instead; its `best/` entries are seen to here.
+      new: what it is to hold instead; this function sets its `best/` entries.
       graph: of objects in the checkpoint.
 
     Returns:

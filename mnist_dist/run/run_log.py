@@ -42,7 +42,8 @@ class RunLog:
           writers: more that take the metrics; `close` closes them.
 
         Raises:
-          InputError: a file of the run is none, as a named pipe, or cannot be read.
+          InputError: a file of the run is no regular file, as a named pipe, or cannot be
+            read.
           RunError: the disk is full, or a file cannot be read or written.
         """
         self._first_step = resume_step + 1

@@ -1,4 +1,4 @@
-"""Which examples the next steps take, as the device loop wants to be told."""
+"""Turns step numbers into the indices of examples that the device loop takes."""
 
 import numpy as np
 import tensorflow as tf
@@ -12,7 +12,7 @@ MAX_STREAMED_BYTES_PER_CALL = 1 << 26
 
 
 class Batches:
-    """The batches of a run, a call's at a time.
+    """The batches of a run, those of one call of the device loop at a time.
 
     Attributes:
       global_batch_size: examples a step.

@@ -1,4 +1,4 @@
-"""What workers tell each other between two calls: whether to stop, how far to go next.
+"""How workers agree, between two calls, on whether to stop and how many steps come next.
 
 Each worker's control values ride in the steps' all-reduce, so that no message of its
 own is needed. What comes back is the same on all workers: the sum of the stop requests,
@@ -18,7 +18,7 @@ class Control:
 
     Attributes:
       num_steps: of the next call at most.
-      is_stopping: whether a worker was asked to stop, as all know after a call.
+      is_stopping: whether a worker was asked to stop; all learn it from the same call.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Control:
             self._fitting_steps = max(
                 min(fitting, MAX_GROWTH * float(self.num_steps)), 1.0
             )
-        # Alone the newest measurement counts, which no call has carried yet.
+        # A worker alone uses its newest measurement: nobody has to agree to it.
         steps = self._fitting_steps if self._is_alone else agreed[1]
         self.num_steps = min(int(steps), self._max_steps)
         self._was_told_to_stop = agreed[0] > 0

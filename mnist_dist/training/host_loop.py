@@ -1,8 +1,8 @@
 """The host's side of training: one call of the device after the other, and what is due.
 
-Several workers each have a loop and do the same in the same order: what the order hangs
-on is the same for all, as it came from the chief or through an all-reduce. The chief
-alone reads and writes the run's directory.
+Each worker runs this loop, and all take the same actions in the same order, because they
+decide by values that came from the chief or through an all-reduce. Only the chief reads
+and writes the run's directory.
 """
 
 import contextlib
@@ -128,7 +128,7 @@ class HostLoop:
             written.
         """
         plan = self._plan
-        self._stopwatch.take()  # what came before is no training
+        self._stopwatch.take()  # the time before the loop is start-up
         with contextlib.ExitStack() as closing:
             if recorder:
                 closing.callback(recorder.close)

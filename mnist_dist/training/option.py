@@ -15,9 +15,9 @@ from absl import flags
 
 from mnist_dist.errors import InputError
 
-# Roles. A setting cannot change in a run that goes on: the results would be another
-# run's. What is of a worker's own may be otherwise than the chief's: places on its disk,
-# and itself. What is of a start is not taken over when the run goes on.
+# Roles. A SETTING shapes the results: it cannot change in a run that goes on. An OWN
+# option may differ between workers: paths on their disks, and which worker this is. A
+# START option holds for one start: it is not taken over when the run goes on.
 SETTING, OWN, START = "setting", "own", "start"
 
 

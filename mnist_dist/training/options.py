@@ -69,18 +69,21 @@ class TrainingOptions:
     )
     validation_examples: int = option(
         0,
-        "Training examples to evaluate on, drawn by the seed; 0: the test set.",
+        "Training examples to set apart and evaluate on, drawn by the seed; 0: none, the "
+        "run evaluates on the test set.",
         role=SETTING,
     )
     validation_split: str = option(
         "stratified",
-        "How they are drawn: each class in its share, or the last of the set.",
+        "How validation examples are drawn: stratified (each class in its share), or last "
+        "(the last of the training set).",
         choices=("stratified", "last"),
         role=SETTING,
     )
     data_on_device: str = option(
         "auto",
-        "Keep the data set in device memory; off streams it.",
+        "Keep the data set in device memory; off streams it; auto streams what takes more "
+        "than half of a GPU's memory.",
         choices=("auto", "on", "off"),
     )
 
@@ -168,7 +171,7 @@ class TrainingOptions:
     statistics_batches: int = option(
         0,
         "Training batches over which BatchNormalization's moving statistics are computed "
-        "anew before each evaluation. 0: as the training has moved them.",
+        "anew before each evaluation; 0: those that the training has accumulated.",
         lower=0,
         upper=1 << 16,
     )
@@ -301,7 +304,10 @@ class TrainingOptions:
         False, "Go on although settings of the run have changed.", role=OWN
     )
     init_from: str | None = option(
-        None, "Checkpoint, layer file, ... to take initial weights from.", role=OWN
+        None,
+        "Run, checkpoint, SavedModel, .keras or layer file to take initial weights from; "
+        "not read when the run goes on.",
+        role=OWN,
     )
     freeze: Sequence[str] = option(
         (), "Layers that keep their initial weights.", role=SETTING
@@ -313,7 +319,10 @@ class TrainingOptions:
         0, "Stop early after so many evaluations without a new best; 0: off.", lower=0
     )
     max_nonfinite_steps: int = option(
-        50, "End the run after so many skipped steps in a row.", lower=1
+        50,
+        "End the run after so many steps in a row that were skipped, as their loss or "
+        "gradients were not finite.",
+        lower=1,
     )
     export: bool = option(True, "Write a SavedModel at the end.")
     export_checkpoint: str = option(

@@ -49,7 +49,7 @@ class Recorder:
           progress: what a person sees.
           max_to_keep: checkpoints that are kept, beside the best.
           keras_objects: how a Keras model finds its weights in a checkpoint.
-          board: shows in TensorBoard what no record tells; None: nothing of that.
+          board: shows in TensorBoard what is in no record; None shows nothing more.
           on_record: called with each training record: `step`, `epoch` and the metrics.
           on_evaluation: called with each evaluation, likewise, with `split` and
             `num_examples`.
@@ -201,7 +201,7 @@ class Recorder:
         try:
             self.wait_for_checkpoints()
         finally:
-            # First: what the log may raise needs a line of its own.
+            # Ends the progress line first: an error of the log needs a line of its own.
             self._progress.close()
             self.log.close()
 
