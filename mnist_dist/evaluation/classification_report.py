@@ -85,8 +85,8 @@ def create_classification_report(
     pairs = labels.astype(np.int64) * num_classes + classes
     confusion = None
     if num_classes <= MAX_CONFUSION_CLASSES:
-        confusion = np.bincount(pairs, minlength=num_classes**2)
-        confusion = confusion.reshape(num_classes, num_classes)
+        counted = np.bincount(pairs, minlength=num_classes**2)
+        confusion = counted.reshape(num_classes, num_classes)
     kinds, counts = np.unique(pairs[wrong], return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return ClassificationReport(
