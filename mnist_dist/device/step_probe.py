@@ -118,7 +118,7 @@ def create_step_probe(
         seconds = np.zeros(cluster.num_workers, np.float32)
         seconds[cluster.rank] = time.perf_counter() - began
         found = measure(shares, tf.constant(seconds)).numpy()
-        seconds, (norm, *ratios) = np.split(found, [cluster.num_workers])
+        worker_seconds, (norm, *ratios) = np.split(found, [cluster.num_workers])
         clips = clip_global_norm > 0 and norm > clip_global_norm
         return StepFigures(
             gradient_norm=float(norm),
@@ -126,7 +126,7 @@ def create_step_probe(
             update_ratios=dict(
                 zip(state.weight_paths, map(float, ratios), strict=False)
             ),
-            worker_seconds=seconds.tolist(),
+            worker_seconds=worker_seconds.tolist(),
         )
 
     return probe
