@@ -25,6 +25,14 @@ _LOST = (
     tf.errors.FailedPreconditionError,
     tf.errors.InternalError,
 )
+# What NCCL finds when a connection to another worker ends, each as `ncclGetErrorString`
+# words it. A broken connection has come up as all three (NVIDIA/nccl#795, #1039). Its
+# other results are faults of this worker: of CUDA, or two workers on one GPU.
+_NCCL_LOST = (
+    "remote process exited or there was a network error",
+    "unhandled system error",
+    "internal error",
+)
 
 
 def broadcast_from_chief(
@@ -96,10 +104,8 @@ def names_lost_peers(cluster: Cluster) -> Iterator[None]:
     except (InputError, RunError) as error:
         _tell_others(cluster, str(error))
         raise
-    except _LOST as error:
-        if cluster.num_workers == 1 or (
-            isinstance(error, tf.errors.InternalError) and "ollective" not in str(error)
-        ):
+    except tf.errors.OpError as error:
+        if cluster.num_workers == 1 or not _is_lost_peer(error):
             raise
         if told := re.search(f"{_TOLD}(worker .*)", str(error)):
             raise PeerError(told[1]) from error
@@ -113,6 +119,21 @@ def names_lost_peers(cluster: Cluster) -> Iterator[None]:
             f"{who} is gone; unless its own output names an error, start all workers "
             f"again and the run goes on from its newest checkpoint ({reason.strip()})"
         ) from error
+
+
+def _is_lost_peer(error: tf.errors.OpError) -> bool:
+    """Returns whether an error of a worker's call may come from another worker's end.
+
+    TensorFlow passes NCCL's results on as `UnknownError` where a collective ran, and as
+    `InternalError` where its workers were meeting (Source: tensorflow/core/nccl/
+    nccl_manager.cc); what they say decides.
+    """
+    text = str(error)
+    if nccl := re.search(r"NCCL: (.+)", text):
+        return nccl[1].startswith(_NCCL_LOST)
+    if isinstance(error, tf.errors.InternalError):
+        return "ollective" in text
+    return isinstance(error, _LOST)
 
 
 def _tell_others(cluster: Cluster, reason: str) -> None:

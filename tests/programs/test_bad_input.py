@@ -103,7 +103,8 @@ def test_gpus_that_tensorflow_cannot_use(command, refuse, fork_server, tmp_path)
     program.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-5d5b)'\n")
     program.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    words = ["found GPUs on this host (1 NVIDIA H100)", "or --num_gpus=0 for the CPU"]
+    environment["CUDA_VISIBLE_DEVICES"] = "999"  # neither hidden, nor there
+    words = ["found GPUs on this host (", "or --num_gpus=0 for the CPU"]
     refuse(*command, words=words, environment=environment)
 
 

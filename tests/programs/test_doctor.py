@@ -71,10 +71,12 @@ def test_what_stops_a_run_is_found_all_at_once(doctor, tmp_path):
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-5d5b)'\n")
     program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment["CUDA_VISIBLE_DEVICES"] = "999"  # neither hidden, nor there
     code, found = doctor(
         f"--model_dir={tmp_path}/file/run",
         f"--data_dir={tmp_path}/nothing",
-        environment={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        environment=environment,
     )
     assert code == 2
     stops = found["workers"][0]["stops"]

@@ -115,3 +115,15 @@ def test_memory_is_that_of_the_smallest_gpu_that_this_process_started(monkeypatc
     assert devices.gpu_memory(["/job:localhost/replica:0/task:0/device:GPU:1"]) == 50
     assert devices.gpu_memory(["/device:CPU:0"]) is None
     assert tf.config.list_logical_devices("GPU") == []
+
+
+def test_this_suite_and_what_it_starts_see_no_gpu_of_the_machine(fork_server):
+    program = """
+import os, tensorflow as tf
+from mnist_dist.cluster.membership import hides_all_gpus
+assert hides_all_gpus(os.environ)
+assert tf.config.list_physical_devices("GPU") == []
+"""
+    exec(program)
+    process = fork_server.start("-c", program)
+    assert process.wait() == 0, process.stderr()
