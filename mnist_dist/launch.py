@@ -35,8 +35,8 @@ from mnist_dist.cli.standard_streams import ignore_write_errors
 from mnist_dist.cluster.launcher import launch
 from mnist_dist.cluster.places import count_named_gpus
 from mnist_dist.cluster.rendezvous import HostsOptions
-from mnist_dist.device.microbatches import check_batch
 from mnist_dist.errors import InputError
+from mnist_dist.training.batch_shares import BatchShares
 
 NUM_WORKERS = flags.DEFINE_integer(
     "num_workers", 2, "Workers on this host.", lower_bound=1, upper_bound=256
@@ -99,11 +99,17 @@ def main(argv: Sequence[str], *, train_args: Sequence[str]) -> int:
             "launch sets them"
         )
     hosts = _hosts_options(timeout=options.cluster_timeout)
-    _check_min_workers(options, hosts)
-    if hosts.is_elastic:
-        for num_hosts in (hosts.least, hosts.most):
-            _check_shares(options, "--nnodes", num_hosts, num_hosts * NUM_WORKERS.value)
+    fits = _any_number
+    # The first host decides; others may not see the run that goes on.
     changes = hosts.is_elastic or MIN_WORKERS.value is not None
+    if changes and hosts.node_rank == 0:
+        shares = BatchShares.of_run(
+            options,
+            train_flags.given().keys(),
+            replicas_each=_replicas_each(options),
+        )
+        _check_numbers(shares, hosts)
+        fits = shares.fits
     try:
         return launch(
             [
@@ -112,8 +118,7 @@ def main(argv: Sequence[str], *, train_args: Sequence[str]) -> int:
             ],
             num_workers=NUM_WORKERS.value,
             min_workers=MIN_WORKERS.value,
-            # A fixed number of workers is checked by the workers.
-            fits=lambda count: not changes or _can_share_batch(options, count),
+            fits=fits,
             uses_gpus=_uses_gpus(options),
             max_restarts=MAX_RESTARTS.value,
             model_dir=options.model_dir if VERB.value == "train" else None,
@@ -127,6 +132,12 @@ def main(argv: Sequence[str], *, train_args: Sequence[str]) -> int:
             f"start: {error.strerror}; expected fewer, or a higher limit (ulimit -n "
             "for open files, ulimit -u for processes)"
         ) from error
+
+
+def _any_number(num_workers: int) -> bool:
+    """Leaves a fixed number of workers to their own checks."""
+    del num_workers
+    return True
 
 
 def _uses_gpus(options: "TrainingOptions") -> bool:
@@ -164,52 +175,38 @@ def _hosts_options(*, timeout: float) -> HostsOptions:
     )
 
 
-def _check_min_workers(options: "TrainingOptions", hosts: HostsOptions) -> None:
-    """Checks the bounds of the number of workers; raises `InputError`."""
+def _check_numbers(shares: BatchShares, hosts: HostsOptions) -> None:
+    """Checks the bounds of a number of workers that may change.
+
+    Raises:
+      InputError: they are none, or cannot share the batch out.
+    """
     least, most = MIN_WORKERS.value, NUM_WORKERS.value
-    if least is None:
-        return
-    if hosts.most > 1:
-        raise InputError(
-            f"--min_workers: found it with --nnodes={NNODES.value}, expected one host"
-        )
-    if least > most:
-        raise InputError(
-            f"--min_workers: found {least} of {most} workers, expected 1 to {most}"
-        )
-    _check_shares(options, "--min_workers", least, least)
-    _check_shares(options, "--num_workers", most, most)
+    bounds = [("--nnodes", n, n * most) for n in (hosts.least, hosts.most)]
+    if least is not None:
+        if hosts.most > 1:
+            raise InputError(
+                f"--min_workers: found it with --nnodes={NNODES.value}, expected one host"
+            )
+        if least > most:
+            raise InputError(
+                f"--min_workers: found {least} of {most} workers, expected 1 to {most}"
+            )
+        bounds = [("--min_workers", least, least), ("--num_workers", most, most)]
+    for flag, found, num_workers in bounds:
+        try:
+            shares.check(num_workers)
+        except InputError as error:
+            raise InputError(f"{flag}: found {found}: {error}") from None
 
 
-def _check_shares(
-    options: "TrainingOptions", flag: str, found: int, num_workers: int
-) -> None:
-    """Checks a bound of the number of workers; raises `InputError`."""
-    try:
-        _check_batch(options, num_workers)
-    except InputError as error:
-        raise InputError(f"{flag}: found {found}: {error}") from None
-
-
-def _check_batch(options: "TrainingOptions", num_workers: int) -> None:
-    """Checks that workers can share the batch out; raises `InputError`."""
-    replicas_each = 1
-    if _uses_gpus(options):
-        named = count_named_gpus() // NUM_WORKERS.value
-        num_gpus = options.num_gpus if options.num_gpus > 0 else max(named, 1)
-        replicas_each = num_gpus * options.logical_gpus
-    check_batch(
-        **options.pick("global_batch_size num_microbatches"),
-        num_replicas=num_workers * replicas_each,
-    )
-
-
-def _can_share_batch(options: "TrainingOptions", num_workers: int) -> bool:
-    try:
-        _check_batch(options, num_workers)
-    except InputError:
-        return False
-    return True
+def _replicas_each(options: "TrainingOptions") -> int:
+    """Returns how many replicas a worker has, as far as that is known here."""
+    if not _uses_gpus(options):
+        return 1
+    named = count_named_gpus() // NUM_WORKERS.value
+    num_gpus = options.num_gpus if options.num_gpus > 0 else max(named, 1)
+    return num_gpus * options.logical_gpus
 
 
 def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:

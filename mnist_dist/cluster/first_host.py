@@ -116,7 +116,10 @@ class FirstHost:
                     taken[rank], left = workers, left - len(workers)
             self._members = {rank: places[rank] for rank in taken}
             if self._options.is_elastic:
-                self._say(f"{self._num_workers} workers on host {_names(set(taken))}")
+                count = self._num_workers
+                self._say(
+                    f"{count} worker{'s' * (count > 1)} on host {_names(set(taken))}"
+                )
                 self._expected = self._members.keys() - {0}
             return self._answer(taken)
 
