@@ -16,6 +16,7 @@ from forked import ForkServer
 LONGEST = (
     "test_slurm",
     "test_multi_worker",
+    "test_elastic",
     "test_train",
     "test_slurm_journey",
     "test_train_loop",
