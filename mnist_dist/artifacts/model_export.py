@@ -141,6 +141,8 @@ def _load_data(trained: TrainedModel, data_dir: str | None) -> EvaluationData | 
             "validation" if is_validated else "test",
             data_dir=data_dir or config.data_dir,
             validation_examples=config.validation_examples,
+            validation_split=config.validation_split,
+            validation_seed=config.seed,
             image_shape=config.image_shape,
             num_classes=config.num_classes,
         )

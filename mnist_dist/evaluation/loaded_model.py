@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from mnist_dist.data import Dataset
+from mnist_dist.data.loading import VALIDATION_SPLITS
 from mnist_dist.errors import InputError
 from mnist_dist.inference.classifier import find_saved_model, load_classifier
 from mnist_dist.inference.evaluation_data import (
@@ -25,6 +26,7 @@ from mnist_dist.inference.split_predictions import (
     create_logits_function,
 )
 from mnist_dist.inference.trained_model import TrainedModel
+from mnist_dist.run.config_file import EARLIER_SETTINGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,8 @@ class LoadedModel:
       data_dir: of the data set it was trained on; None is the bundled MNIST.
       data_checksum: of that data set; None if that is not known.
       validation_examples: that its training set apart.
+      validation_split: how it chose them: `stratified`, or the `last`.
+      validation_seed: of that choice.
     """
 
     name: str
@@ -52,6 +56,8 @@ class LoadedModel:
     data_dir: str | None
     data_checksum: str | None
     validation_examples: int
+    validation_split: str
+    validation_seed: int
 
     @classmethod
     def of_checkpoint(
@@ -69,6 +75,8 @@ class LoadedModel:
             data_dir=config.data_dir,
             data_checksum=config.data_checksum,
             validation_examples=config.validation_examples,
+            validation_split=config.validation_split,
+            validation_seed=config.seed,
         )
 
     @classmethod
@@ -82,6 +90,7 @@ class LoadedModel:
         card = load_model_card(path) or {}
         classifier = load_classifier(path)
         data = card.get("data") or {}
+        how, seed = _validation_draw(card, path)
         return cls(
             name=path,
             step=card.get("step"),
@@ -92,7 +101,26 @@ class LoadedModel:
             data_dir=data.get("data_dir"),
             data_checksum=data.get("sha256"),
             validation_examples=data.get("validation_examples") or 0,
+            validation_split=how,
+            validation_seed=seed,
         )
+
+
+def _validation_draw(card: Mapping[str, Any], path: str) -> tuple[str, int]:
+    """Returns how a run chose its validation examples, as the card of its export says.
+
+    Raises:
+      InputError: it says what cannot be.
+    """
+    told = card.get("settings") or {}
+    settings = EARLIER_SETTINGS | {k: v for k, v in told.items() if v is not None}
+    how, seed = settings["validation_split"], settings.get("seed", 0)
+    if how not in VALIDATION_SPLITS or not 0 <= seed < 1 << 32:
+        raise InputError(
+            f"{path!r}: the model card has the validation_split {how!r} and the seed "
+            f"{seed}, expected {' or '.join(VALIDATION_SPLITS)} and 0 to {(1 << 32) - 1}"
+        )
+    return how, seed
 
 
 def load_data(
@@ -121,6 +149,8 @@ def load_data(
         split,
         data_dir=data_dir or first.data_dir,
         validation_examples=first.validation_examples,
+        validation_split=first.validation_split,
+        validation_seed=first.validation_seed,
         **fit,
     )
     if not data_dir:
@@ -136,6 +166,8 @@ def _check_alike(
     compared += [] if is_data_given else ["data_dir"]
     compared += [] if split == "test" else ["validation_examples"]
     first = models[0]
+    if split != "test" and first.validation_examples:
+        compared += ["validation_split", "validation_seed"]
     for other in models[1:]:
         for name in compared:
             found, expected = getattr(other, name), getattr(first, name)

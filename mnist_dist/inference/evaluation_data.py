@@ -31,6 +31,8 @@ def load_evaluation_data(
     *,
     data_dir: str | None,
     validation_examples: int,
+    validation_split: str,
+    validation_seed: int,
     image_shape: tuple[int, int, int],
     num_classes: int,
 ) -> EvaluationData:
@@ -40,6 +42,8 @@ def load_evaluation_data(
       split: `train`, `validation` or `test`.
       data_dir: of the data set; None is the bundled MNIST.
       validation_examples: training examples that the model's training set apart.
+      validation_split: how it chose them, as `load_dataset` says.
+      validation_seed: of that choice: the run's seed.
       image_shape: height, width and channels that the model takes.
       num_classes: of the model.
 
@@ -49,7 +53,10 @@ def load_evaluation_data(
     """
     # A data set that is only tested on may have fewer examples than were set apart.
     dataset = load_dataset(
-        data_dir, validation_examples=0 if split == "test" else validation_examples
+        data_dir,
+        validation_examples=0 if split == "test" else validation_examples,
+        validation_split=validation_split,
+        validation_seed=validation_seed,
     )
     return select_split(
         dataset, split, image_shape=image_shape, num_classes=num_classes

@@ -26,7 +26,7 @@ FILE_NAME = "model_card.json"
 EXPORT_FORMAT = 2
 
 # Of what is read in a card; anything may be null, as for what is not known.
-_TYPES = {"step": int, "moving_average": bool, "data": dict}
+_TYPES = {"step": int, "moving_average": bool, "data": dict, "settings": dict}
 _DATA_TYPES = {
     "data_dir": str,
     "sha256": str,
@@ -34,6 +34,7 @@ _DATA_TYPES = {
     "class_names": list,
     "edge_shade": float,
 }
+_SETTINGS_TYPES = {"seed": int, "validation_split": str}
 
 
 def identify_model(state: TrainState, *, config: RunConfig) -> dict[str, Any]:
@@ -136,6 +137,7 @@ def load_model_card(path: str) -> dict[str, Any] | None:
         files = dict(card["files"])
         _check_types(card, _TYPES)
         _check_types(card.get("data") or {}, _DATA_TYPES)
+        _check_types(card.get("settings") or {}, _SETTINGS_TYPES)
     except (
         tf.errors.OpError,
         ValueError,

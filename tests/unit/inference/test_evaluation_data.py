@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from run_factory import save_data_set
 
+from mnist_dist.data import load_dataset
 from mnist_dist.errors import InputError
 from mnist_dist.inference.evaluation_data import arrays_as_data, load_evaluation_data
+
+DRAW = {"validation_split": "stratified", "validation_seed": 1}
 
 
 @pytest.mark.parametrize(
@@ -22,6 +25,7 @@ def test_data_of_another_shape_or_kind_is_refused(change, message, tmp_path):
         "split": "test",
         "data_dir": str(save_data_set(tmp_path)),
         "validation_examples": 0,
+        **DRAW,
         "image_shape": (6, 5, 3),
         "num_classes": 4,
     } | change
@@ -29,15 +33,22 @@ def test_data_of_another_shape_or_kind_is_refused(change, message, tmp_path):
         load_evaluation_data(wanted.pop("split"), **wanted)
 
 
-def test_validation_examples_are_those_of_the_run(tmp_path):
-    data = load_evaluation_data(
-        "validation",
-        data_dir=str(save_data_set(tmp_path)),
-        validation_examples=6,
-        image_shape=(6, 5, 3),
-        num_classes=4,
-    )
-    assert (data.split.name, len(data.split.labels)) == ("validation", 6)
+@pytest.mark.parametrize("how", ["stratified", "last"])
+def test_validation_examples_are_those_of_the_run(how, tmp_path):
+    draw = {"validation_split": how, "validation_seed": 7}
+    folder = str(save_data_set(tmp_path))
+    run = load_dataset(folder, validation_examples=6, **draw)
+    for split in ("validation", "train"):
+        data = load_evaluation_data(
+            split,
+            data_dir=folder,
+            validation_examples=6,
+            **draw,
+            image_shape=(6, 5, 3),
+            num_classes=4,
+        )
+        assert data.split.name == split
+        np.testing.assert_array_equal(data.split.images, getattr(run, split).images)
 
 
 def test_test_images_of_a_smaller_data_set_need_no_validation_examples(tmp_path):
@@ -45,6 +56,7 @@ def test_test_images_of_a_smaller_data_set_need_no_validation_examples(tmp_path)
         "test",
         data_dir=str(save_data_set(tmp_path)),
         validation_examples=5000,
+        **DRAW,
         image_shape=(6, 5, 3),
         num_classes=10,
     )
