@@ -59,14 +59,42 @@ def create_cnn(
     return keras.Model(images, logits, name="cnn")
 
 
-_MODELS = {"mlp": create_mlp, "cnn": create_cnn}
+def create_cnn_bn(
+    *, image_shape: tuple[int, int, int], num_classes: int, dropout: float = 0.0
+) -> keras.Model:
+    """A narrower `cnn` with BatchNormalization, which learns more from each image.
+
+    The averages for evaluation follow quickly, as its recipe trains for a few hundred
+    steps. Source: S. Ioffe and C. Szegedy, "Batch Normalization: Accelerating Deep
+    Network Training by Reducing Internal Covariate Shift", 2015.
+    """
+    images = keras.Input(image_shape)
+    x = images
+    for number, filters in enumerate([16, 32, 64], start=1):
+        x = keras.layers.Conv2D(
+            filters,
+            5 if number == 1 else 3,
+            strides=2,
+            padding="same",
+            use_bias=False,  # the normalization adds one
+            name=f"conv_layer_{number}",
+        )(x)
+        x = keras.layers.BatchNormalization(momentum=0.9, name=f"norm_{number}")(x)
+        x = keras.layers.ReLU(name=f"relu_{number}")(x)
+    x = keras.layers.Flatten()(x)
+    x = keras.layers.Dropout(dropout, name="dropout")(x)
+    logits = keras.layers.Dense(num_classes, name="dense_layer_1", dtype="float32")(x)
+    return keras.Model(images, logits, name="cnn_bn")
+
+
+_MODELS = {"mlp": create_mlp, "cnn": create_cnn, "cnn_bn": create_cnn_bn}
 
 
 def resolve_model(name: str) -> Callable[..., keras.Model]:
     """Finds the function that builds a model, without building it.
 
     Args:
-      name: `mlp`, `cnn`, or `module:function` for one's own. The function is called
+      name: `mlp`, `cnn`, `cnn_bn`, or `module:function` for one's own. The function is called
         with the keywords `image_shape` (height, width, channels) and `num_classes`,
         and with `dropout` if it takes that; its model maps float images
         [batch, height, width, channels] in [0, 1] to logits [batch, num_classes].

@@ -33,7 +33,7 @@ class RunConfig:
     """What `config.json` says of a run, as far as its model is rebuilt from it.
 
     Attributes:
-      model: `mlp`, `cnn` or `module:function`.
+      model: `mlp`, `cnn`, `cnn_bn` or `module:function`.
       image_shape: height, width, channels.
       num_classes: width of the logits.
       seed: of the run.

@@ -89,7 +89,9 @@ class TrainingOptions:
 
     # What is trained, and for how long.
     model: str | Callable[..., keras.Model] = option(
-        "cnn", "mlp, cnn, or module:function returning a Keras model.", role=SETTING
+        "cnn",
+        "mlp, cnn, cnn_bn, or module:function returning a Keras model.",
+        role=SETTING,
     )
     global_batch_size: int = option(
         128,
@@ -177,12 +179,12 @@ class TrainingOptions:
     )
     augment: bool | None = option(
         None,
-        "Random affine change of each training image. Default: for mlp and cnn.",
+        "Random affine change of each training image. Default: for bundled models.",
         role=SETTING,
     )
     dropout: float = option(
         0.0,
-        "Dropout rate before the last layer of mlp and cnn.",
+        "Dropout rate before the last layer of bundled models.",
         lower=0,
         upper=0.99,
         role=SETTING,
@@ -426,11 +428,13 @@ class TrainingOptions:
         An own model may have augmentation layers of its own, and its data may be no
         digits.
         """
-        return self.model in ("mlp", "cnn") if self.augment is None else self.augment
+        if self.augment is not None:
+            return self.augment
+        return self.model in ("mlp", "cnn", "cnn_bn")
 
     @property
     def model_name(self) -> str:
-        """`mlp`, `cnn`, or `module:function`, of a function that was given too."""
+        """`mlp`, `cnn`, `cnn_bn`, or `module:function`, of a function that was given too."""
         if isinstance(self.model, str):
             return self.model
         return f"{self.model.__module__}:{self.model.__qualname__}"

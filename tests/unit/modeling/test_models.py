@@ -135,3 +135,24 @@ def test_habits_of_other_training_loops_are_warned_of(function, words, caplog):
         f"wrong_models:{function}", image_shape=(28, 28, 1), num_classes=10, seed=1
     )
     assert words in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "num_parameters"),
+    [
+        ("mlp", 785 * 128 + 129 * 10),
+        ("cnn", 26 * 32 + 289 * 64 + 577 * 128 + 2049 * 10),
+        # Two trained values a filter for the normalization, in place of a bias.
+        ("cnn_bn", 27 * 16 + 146 * 32 + 290 * 64 + 1025 * 10),
+    ],
+)
+def test_bundled_models_have_their_layers(name, num_parameters):
+    model = create_model(name, image_shape=(28, 28, 1), num_classes=10, seed=1)
+    assert sum(np.prod(v.shape) for v in model.trainable_variables) == num_parameters
+    assert model(np.zeros([3, 28, 28, 1], np.float32)).shape == (3, 10)
+
+
+def test_bundled_models_of_small_images_can_be_built():
+    for name in ("mlp", "cnn", "cnn_bn"):
+        model = create_model(name, image_shape=(5, 4, 3), num_classes=2, seed=1)
+        assert model.output_shape == (None, 2)
