@@ -31,6 +31,7 @@ from mnist_dist.run.board_images import draw_filters, draw_grid, image_pb
 from mnist_dist.run.board_tables import create_table
 from mnist_dist.run.config import versions
 from mnist_dist.run.run_log import RunLog
+from mnist_dist.training.board_graph import graph_pb
 
 if TYPE_CHECKING:
     from mnist_dist.training.options import TrainingOptions
@@ -110,6 +111,7 @@ class Board:
         log.write_text("data", create_table(["", ""], about.items()))
         log.write_text("versions", create_table(["", ""], versions().items()))
         log.write_text("command", f"    {shlex.join(sys.argv)}")
+        log.write_summary("train", graph_pb(self._state.model))
         log.write_summary("train", image_pb("batch", self._draw_batch()))
 
     def show_interval(

@@ -175,6 +175,7 @@ TABS = {
         "first_layer",
         "confusion digits/eval",
     ],
+    "graphs": ["conv_layer_1", "conv_layer_2", "dense_layer_1"],
     "pr_curves": ["pr/0", "digits/eval"],
     "histograms": ["weights/conv_layer_1/kernel digits/eval"],
     "distributions": ["weights/dense_layer_1/bias digits/eval"],
