@@ -270,9 +270,14 @@ def test_early_end_is_told_recorded_and_counted_anew(run, tmp_path):
         "ended = json.load(open('run/config.json'))['resolved']['ended']\n"
         "same = mnist_dist.train_model(early_stopping_patience=2, **options)\n"
         "more = mnist_dist.train_model(early_stopping_patience=3, **options)\n"
-        "print(json.dumps([vars(first), ended, vars(same), vars(more), said]))\n"
+        "accuracies = [\n"
+        "    mnist_dist.evaluate_model(split='validation', **where).accuracy\n"
+        "    for where in (dict(model_dir='run', checkpoint='best'),\n"
+        "                  dict(export_dir='run/export/10'))]\n"
+        "print(json.dumps(\n"
+        "    [vars(first), ended, vars(same), vars(more), said, accuracies]))\n"
     )
-    first, ended, same, more, said = found
+    first, ended, same, more, said, accuracies = found
     assert (first["step"], first["best_step"]) == (30, 10)
     assert "2 evaluations in a row brought no new best" in first["ended"]
     assert ended == {"step": 30, "reason": first["ended"]}
@@ -287,6 +292,8 @@ def test_early_end_is_told_recorded_and_counted_anew(run, tmp_path):
     assert (same["step"], same["ended"]) == (30, first["ended"])
     assert any(text.startswith("nothing to do  the run is at step 30") for text in said)
     assert more["step"] == 60
+    # Later evaluations are of the same examples, which the seed has drawn.
+    assert accuracies == [first["best_accuracy"]] * 2
 
 
 def test_dry_run_tries_training_evaluation_and_export_and_leaves_nothing(run, tmp_path):
