@@ -50,10 +50,12 @@ def compare_runs(model_dirs: Sequence[str]) -> RunComparison:
     for directory in model_dirs:
         paths = list(_find_runs(directory))
         if not paths:
-            what = kind_at(directory, follow_links=True) or "nothing"
+            what = kind_at(directory, follow_links=True)
+            if what == "a folder":
+                what = "a folder without config.json and metrics.jsonl"
             left_out.append(
-                f"{quoted(directory)}: found {what} without config.json and "
-                "metrics.jsonl, expected a run or a folder of runs"
+                f"{quoted(directory)}: found {what or 'nothing there'}, expected a run "
+                "or a folder of runs"
             )
         for path in paths:
             found.setdefault(os.path.realpath(path) if is_local(path) else path, path)

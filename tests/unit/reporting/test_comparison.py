@@ -111,6 +111,10 @@ def test_what_is_no_run_is_one_line_and_the_others_are_shown(tmp_path):
         assert "found" in line or "expected" in line
     with pytest.raises(InputError, match=r"--model_dir: found no run: .*empty"):
         compare_runs([str(tmp_path / "empty")])
+    with pytest.raises(
+        InputError, match=r"none': found nothing there, expected a run or a folder of"
+    ):
+        compare_runs([str(tmp_path / "none")])
 
 
 def test_unfinished_and_wrong_values_are_not_told(tmp_path):
