@@ -45,7 +45,8 @@ _enum(
     "mnist: cut out the digit, dark on light or light on dark, scale and centre it as "
     "MNIST did. resize: scale the whole image. off: refuse images not of the model's "
     "size. auto: images of that size as they are, others by mnist if the model takes "
-    "grey images, by resize if it takes colour.",
+    "grey images, by resize if it takes colour; grey ones are inverted where all training "
+    "images are the inverse.",
 )
 flags.DEFINE_integer(
     "top_k",

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import numpy as np
 
 _NUM_SHADED = 1000  # images whose edges tell whether a data set is light on dark
+# How far the edge of an image is from the mean of all if it is their inverse.
+_INVERSE = 128
 
 # `Dataset.checksum` of MNIST, which is bundled with the package.
 MNIST_CHECKSUM = "2387c2615e6e9deeb34bfac7e7fd153f3730fe7ae22a7c294f5697f1cb503ad5"
@@ -78,6 +80,12 @@ class Dataset:
         return mean_edge(self.train.images[:_NUM_SHADED])
 
     @property
+    def inverse_share(self) -> float:
+        """Share of those images that are the inverse of the others: 0 to 1."""
+        is_inverse = has_inverse_edge(self.train.images[:_NUM_SHADED], self.edge_shade)
+        return float(is_inverse.mean())
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the images that training and evaluation use."""
         return self.train.images.nbytes + self.evaluation.images.nbytes
@@ -88,6 +96,20 @@ def mean_edge(images: np.ndarray) -> float:
     rows, columns = images[:, [0, -1]], images[:, 1:-1, [0, -1]]
     total = rows.sum(dtype=np.int64) + columns.sum(dtype=np.int64)
     return float(total) / max(rows.size + columns.size, 1)
+
+
+def has_inverse_edge(images: np.ndarray, edge_shade: float) -> np.ndarray:
+    """Whether the edges of images are the inverse of what is usual.
+
+    Args:
+      images: uint8 [n, h, w] or [n, h, w, c].
+      edge_shade: mean of the edge pixels that is usual, 0 to 255.
+
+    Returns:
+      bool [n].
+    """
+    shades = np.array([mean_edge(image[np.newaxis]) for image in images])
+    return np.abs(shades - edge_shade) > _INVERSE
 
 
 def checksum_of(splits: Iterable[Split]) -> str:

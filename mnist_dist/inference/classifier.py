@@ -15,6 +15,8 @@ from mnist_dist.files.local import check_regular_below, plain_folder
 from mnist_dist.inference.model_card import load_model_card
 from mnist_dist.run.directory import list_version_paths
 
+_RARE = 0.01  # share of the training images
+
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
@@ -26,6 +28,8 @@ class Classifier:
       class_names: the name of each class; None where the model card has none.
       edge_shade: mean of the edge pixels of the training images, 0 to 255; None where
         the model card does not say it.
+      inverts_pictures: whether pictures whose edges are the inverse of those may be
+        inverted: as good as no training image has such edges, as its model card says.
       takes_digits: whether it was trained on MNIST's digits, as its model card says.
       classify: maps images uint8 [n, height, width, channels] to probabilities and
         logits, both float32 [n, num_classes]. Any n, without a new trace.
@@ -35,6 +39,7 @@ class Classifier:
     num_classes: int
     class_names: tuple[str, ...] | None
     edge_shade: float | None
+    inverts_pictures: bool
     takes_digits: bool
     classify: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -130,11 +135,13 @@ def load_classifier(path: str) -> Classifier:
     except tf.errors.OpError as error:
         raise _unusable(path, error) from error
     data = (load_model_card(path) or {}).get("data") or {}
+    inverse_share = data.get("inverse_share")
     return Classifier(
         image_shape=tuple(shape[1:]),
         num_classes=probabilities.shape[1],
         class_names=_check_names(data, path, num_classes=probabilities.shape[1]),
         edge_shade=data.get("edge_shade"),
+        inverts_pictures=inverse_share is not None and inverse_share < _RARE,
         takes_digits=data.get("sha256") == MNIST_CHECKSUM,
         classify=classify,
     )

@@ -204,6 +204,7 @@ def _read(
             preprocess=preprocess,
             are_digits=classifier.takes_digits,
             edge_shade=classifier.edge_shade,
+            may_invert=classifier.inverts_pictures,
         ),
         images_per_batch=images_per_call,
         # Each may hold a large photograph; and much of the work is Python's own.
@@ -229,6 +230,7 @@ def _split(
             preprocess=preprocess,
             are_digits=classifier.takes_digits,
             edge_shade=classifier.edge_shade,
+            may_invert=classifier.inverts_pictures,
             name="images",
         )
         names = [""] * len(part)

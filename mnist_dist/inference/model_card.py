@@ -33,6 +33,7 @@ _DATA_TYPES = {
     "validation_examples": int,
     "class_names": list,
     "edge_shade": float,
+    "inverse_share": float,
 }
 _SETTINGS_TYPES = {"seed": int, "validation_split": str}
 
@@ -79,6 +80,7 @@ def describe_model(
             "source": resolved.get("data"),
             "class_names": resolved.get("class_names"),
             "edge_shade": resolved.get("edge_shade"),
+            "inverse_share": resolved.get("inverse_share"),
             "data_dir": config.data_dir,
             "sha256": config.data_checksum,
             "validation_examples": config.validation_examples,

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from mnist_dist.data.dataset import mean_edge
+from mnist_dist.data.dataset import has_inverse_edge, mean_edge
 from mnist_dist.errors import InputError
 from mnist_dist.pictures.digit_finding import find_digit
 
@@ -25,8 +25,6 @@ _FAINT = 200
 _MAX_ELONGATION = 4
 # What the edge's mean and the centre of mass of MNIST's own images do not exceed.
 _DARK_EDGE, _OFF_CENTRE = 16.0, 0.75
-# How far the edge of a picture is from those of the training images if it is inverse.
-_INVERSE = 128
 # Nearer to the paper than this share of the way to the ink is paper: its grain.
 _GRAIN = 0.05
 
@@ -38,6 +36,7 @@ def fit_images(
     preprocess: str,
     are_digits: bool = False,
     edge_shade: float | None = None,
+    may_invert: bool = False,
     name: str,
 ) -> np.ndarray:
     """Returns pictures as a model takes them.
@@ -56,9 +55,11 @@ def fit_images(
         and `auto` makes it one.
       edge_shade: mean of the edge pixels of the images that the model was trained on,
         0 to 255; None if that is not known.
+      may_invert: whether `auto` inverts grey pictures whose edge is light where that of
+        the training images is dark, or the other way round.
       name: names the file in errors, and in warnings: where a picture shows several
-        digits, of which the one with most ink counts; and where its edge is light and
-        that of the training images dark, or the other way round.
+        digits, of which the one with most ink counts; and where its edge is the inverse
+        of that of the training images.
 
     Returns:
       uint8 [n, height, width, channels]: whatever `preprocess` is, colour is turned
@@ -69,6 +70,7 @@ def fit_images(
         picture or flat images.
     """
     height, width, channels = image_shape
+    may_invert = may_invert and preprocess == "auto" and channels == 1
     if images.ndim == 2:
         images = _unflatten(images, image_shape, name=name)
     is_of_size = images.shape[1:3] == (height, width)
@@ -95,24 +97,38 @@ def fit_images(
     if images.ndim == 3:
         images = np.repeat(images[..., np.newaxis], channels, axis=3)
     if edge_shade is not None:
-        _compare_edges(images, edge_shade, name=name)
+        is_inverse = has_inverse_edge(images, edge_shade)
+        # What was made light on dark has lost its own shades: there is nothing to tell.
+        if is_inverse.any() and not (may_invert and preprocess == "mnist"):
+            _warn_of_inverse(
+                images, is_inverse, edge_shade, is_mended=may_invert, name=name
+            )
+        if may_invert:
+            images = np.where(is_inverse[:, None, None, None], 255 - images, images)
     return images
 
 
-def _compare_edges(images: np.ndarray, edge_shade: float, *, name: str) -> None:
+def _warn_of_inverse(
+    images: np.ndarray,
+    is_inverse: np.ndarray,
+    edge_shade: float,
+    *,
+    is_mended: bool,
+    name: str,
+) -> None:
     """Warns of images that are dark on light where the model knows light on dark."""
-    shades = np.array([mean_edge(image[np.newaxis]) for image in images])
-    is_inverse = np.abs(shades - edge_shade) > _INVERSE
-    if is_inverse.any():
-        shade = shades[is_inverse].mean()
-        hint = (
+    shade = mean_edge(images[is_inverse])
+    if is_mended:
+        cure = "inverted to match them; --preprocess=resize keeps pictures as they are"
+    else:
+        cure = "the model does not know such pictures; --preprocess=" + (
             "mnist makes it light on dark" if shade > edge_shade else "resize keeps it"
         )
-        logging.warning(
-            "%s: found an edge of shade %.0f%s where the training images have %.0f (0 is "
-            "black, 255 white): the model does not know such pictures; --preprocess=%s",
-            *(name, shade, _share(is_inverse), edge_shade, hint),
-        )
+    logging.warning(
+        "%s: found an edge of shade %.0f%s where the training images have %.0f (0 is "
+        "black, 255 white): %s",
+        *(name, shade, _share(is_inverse), edge_shade, cure),
+    )
 
 
 def _share(chosen: np.ndarray) -> str:

@@ -82,6 +82,7 @@ def resolved(
         "num_classes": job.dataset.num_classes,
         "class_names": job.dataset.class_names,
         "edge_shade": job.dataset.edge_shade,
+        "inverse_share": job.dataset.inverse_share,
         "use_xla": job.use_xla,
         "total_steps": job.plan.total_steps,
         "steps_per_epoch": job.plan.steps_per_epoch,

@@ -103,7 +103,9 @@ def save_data_set(directory, *, shape=(6, 5, 3), num_classes=4, num_test=53, see
     return directory
 
 
-def export_untrained(directory, *, image_shape=(28, 28, 1), num_classes=10):
+def export_untrained(
+    directory, *, image_shape=(28, 28, 1), num_classes=10, resolved=None
+):
     """Exports an `mlp` with initial weights; returns the version's path."""
     state = TrainState(
         create_model("mlp", image_shape=image_shape, num_classes=num_classes, seed=1),
@@ -121,7 +123,7 @@ def export_untrained(directory, *, image_shape=(28, 28, 1), num_classes=10):
         validation_examples=0,
         validation_split="stratified",
         stopping=StoppingRule(total_steps=1),
-        contents={},
+        contents={"resolved": resolved or {}},
     )
     return export_saved_model(
         state, str(directory), config=config, uses_ema=False, evaluation=None

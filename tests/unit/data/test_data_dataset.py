@@ -49,6 +49,16 @@ def renamed(prefix: str = "", suffix: str = "", test: str = "t10k") -> dict:
     }
 
 
+def test_edges_tell_which_shade_is_usual_and_how_many_images_are_the_inverse():
+    light_on_dark = np.zeros((199, 6, 5), np.uint8)
+    light_on_dark[:, 2:4, 2:4] = 255
+    images = np.concatenate([light_on_dark, 255 - light_on_dark[:1]])
+    labels = np.arange(200) % 2
+    dataset = dataset_from_arrays((images, labels), (images[:2], labels[:2]))
+    assert dataset.edge_shade == pytest.approx(255 / 200)
+    assert dataset.inverse_share == 1 / 200
+
+
 def check_refused(directory: Path, *expected: str, **keywords: int) -> None:
     with pytest.raises(InputError) as caught:
         load_dataset(str(directory), **keywords)

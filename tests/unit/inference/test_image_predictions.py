@@ -66,3 +66,17 @@ def test_what_cannot_be_classified_is_an_input_error(run_dir, mnist, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             predict_images(given, **arguments)
+
+
+@pytest.mark.parametrize("inverse_share", [0.0, 0.02, None])
+def test_picture_is_inverted_where_no_training_image_is_like_it(
+    inverse_share, mnist, tmp_path
+):
+    resolved = {"edge_shade": 3.0, "inverse_share": inverse_share}
+    export_untrained(tmp_path, resolved=resolved)
+    images = mnist.test.images[:50]
+    usual, inverse = (
+        predict_images(pictures, export_dir=str(tmp_path)).probabilities
+        for pictures in (images, 255 - images)
+    )
+    assert np.array_equal(inverse, usual) == (inverse_share == 0.0)

@@ -287,3 +287,43 @@ def test_inverse_of_the_training_images_is_told(digits, caplog, channels):
     several = np.concatenate([digits[:3], 255 - digits[:2]])
     (message,) = classify(several, preprocess="auto")
     assert "of shade 255 in 2 of 5 pictures where" in message
+
+
+@pytest.mark.parametrize("is_light_on_dark", [True, False])
+def test_inverse_of_any_training_images_is_inverted_by_auto(
+    digits, caplog, is_light_on_dark
+):
+    known = digits if is_light_on_dark else 255 - digits
+
+    def fit(images, *, channels=1, **options):
+        caplog.clear()
+        found = fit_images(
+            images,
+            image_shape=(28, 28, channels),
+            edge_shade=3.0 if is_light_on_dark else 252.0,
+            may_invert=True,
+            name="own.png",
+            **options,
+        )
+        return found, [record.getMessage() for record in caplog.records]
+
+    found, messages = fit(known, preprocess="auto")
+    np.testing.assert_array_equal(found[..., 0], known)
+    assert messages == []
+    mixed = np.concatenate([known[:3], 255 - known[3:5]])
+    found, (message,) = fit(mixed, preprocess="auto")
+    np.testing.assert_array_equal(found[..., 0], known[:5])
+    assert "in 2 of 5 pictures where" in message
+    assert "inverted to match them; --preprocess=resize keeps" in message
+    # What is asked for is done, and colours have no inverse that means the same.
+    for options in ({"preprocess": "resize"}, {"preprocess": "auto", "channels": 3}):
+        found, (message,) = fit(255 - known, **options)
+        np.testing.assert_array_equal(found[..., 0], 255 - known)
+        assert "does not know such pictures" in message
+    # A photograph of another size is cut out first, and then of the model's kind.
+    large = np.kron(digits[:1], np.ones((1, 4, 4), np.uint8))
+    for photograph in (large, 255 - large):
+        found, messages = fit(photograph, preprocess="auto")
+        distance = np.abs(found[0, ..., 0].astype(int) - known[0]).mean()
+        assert distance < 20 < np.abs(255 - 2 * known[0].astype(int)).mean()
+        assert messages == []
