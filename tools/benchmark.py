@@ -11,7 +11,7 @@ the machine's limits: its largest matrix product, and its rate of copying memory
 
 Besides: oneDNN's kernels against the others, two replicas on one host against one, two
 workers against PyTorch's DDP, the time from the command to the first step, what events cost,
-and the peak of memory.
+and the peak of memory. bfloat16 takes part where the machine's products are faster in it.
 
 PyTorch and JAX take part where they are installed (`python -m pip install torch jax`).
 Sides run where `train` would: on the first GPU, or on the CPU where there is none.
@@ -111,6 +111,13 @@ class Benchmark:
         ):
             case = Case(model, batch, steps * scale)
             self.compare(case, sides)
+        products = self._limits.operations_per_second
+        if products["bfloat16"] < 1.2 * products["float32"]:
+            self._leave_out(
+                "bfloat16: left out: products are no faster in it on this machine, and "
+                "convolutions take minutes"
+            )
+            return
         for model, batch, steps in (("mlp", 1024, 40), ("cnn", 128, 15)):
             case = Case(model, batch, steps * scale, "bfloat16")
             self.compare(case, [key for key in sides if key[1] in _IN_BFLOAT16])
