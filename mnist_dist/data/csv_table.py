@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, NoReturn
 
@@ -188,16 +189,19 @@ def _load(
     )
     if columns.label is not None:
         converters[columns.label] = keep
-    values: np.ndarray = np.loadtxt(
-        [text for _, text in lines],
-        dtype=dtype,
-        delimiter=",",
-        comments=None,
-        quotechar='"',
-        converters=converters,
-        encoding="utf-8",
-        ndmin=2,
-    )
+    with warnings.catch_warnings():
+        # NumPy before 2.4 cuts fractions off integers, and only warns of it.
+        warnings.simplefilter("error", DeprecationWarning)
+        values: np.ndarray = np.loadtxt(
+            [text for _, text in lines],
+            dtype=dtype,
+            delimiter=",",
+            comments=None,
+            quotechar='"',
+            converters=converters,
+            encoding="utf-8",
+            ndmin=2,
+        )
     if values.shape != (len(lines), columns.width):
         raise ValueError("found other lines or columns than expected")
     return values
