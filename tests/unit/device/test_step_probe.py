@@ -75,6 +75,7 @@ def test_figures_are_those_of_the_step_and_change_nothing(
         path: np.linalg.norm(after[f"model/{path}"] - before[f"model/{path}"])
         for path in state.weight_paths
     }
+    assert len(figures.update_ratios) == len(state.parameters)
     tolerance = 1e-3 if dtype == "float32" else 2e-2
     for path, ratio in figures.update_ratios.items():
         expected = moved[path] / np.linalg.norm(before[f"model/{path}"])
